@@ -1,0 +1,63 @@
+# make repro | test | lint | report | image | locks      Everything they need goes into .venv, by hash.
+#
+#   make repro PROFILE=llama-3.3-70b     another experiment: profiles/*.yaml, copied over params.yaml
+#   make test PYTHON=python3.12          any Python 3.11 to 3.13; python3 unless said
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+UV := $(BIN)/uv
+UV_VERSION := 0.13.9
+LOCKS := requirements/cpu.lock requirements/dev.lock
+READY := $(VENV)/.ready
+COMPILE := $(UV) pip compile -q --universal --python-version 3.11 --generate-hashes
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.PHONY: repro test lint report image image-test image-test-cuda locks clean
+
+repro: $(READY)
+ifdef PROFILE
+	cp profiles/$(PROFILE).yaml params.yaml
+endif
+	dvc repro
+
+test: lint
+	pytest -m "not slow and not gpu"
+
+lint: $(READY)
+	ruff check .
+	ruff format --check .
+
+report: $(READY)
+	python -m stages.report
+
+image:
+	docker build -f docker/Dockerfile -t treespec .
+
+# Exactly what the locks say, and this project in place; anew when a lock, pyproject.toml or this file changes.
+$(READY): $(LOCKS) pyproject.toml Makefile | $(UV)
+	$(UV) pip sync -q --python $(BIN)/python --require-hashes $(LOCKS)
+	$(UV) pip install -q --python $(BIN)/python --no-deps --no-build-isolation -e .
+	touch $@
+
+$(UV): Makefile
+	$(PYTHON) -c 'import sys; (3, 11) <= sys.version_info[:2] <= (3, 13) or sys.exit("Python 3.11 to 3.13 is needed, not " + sys.version.split()[0] + ": make PYTHON=python3.12")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --disable-pip-version-check uv==$(UV_VERSION)
+	touch $@
+
+# What is locked stays; take a line out of a lock, or add -U here, to move it.
+locks: $(UV)
+	$(COMPILE) requirements/cpu.in --override requirements/overrides-cpu.txt -o requirements/cpu.lock
+	$(COMPILE) requirements/cuda.in -o requirements/cuda.lock
+	$(COMPILE) requirements/dev.in -o requirements/dev.lock
+	$(COMPILE) docker/tools.in -o docker/tools.lock
+
+clean:
+	rm -rf $(VENV) data/gsm8k models/pypi-* models/path-* models/hf-*
+
+# Build and run the image for real, on a stand-in base (root, Debian, mmdebstrap); minutes and 17 GB of disk.
+image-test: $(READY)
+	pytest tests/pipeline/test_docker.py -m slow
+
+image-test-cuda: $(READY)
+	TEST_VARIANT=cuda pytest tests/pipeline/test_docker.py -m slow
