@@ -1,0 +1,48 @@
+"""Where a step's time goes, collected without waiting for the device."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from treespec.vllm_plugin.device import Device
+
+PARTS = ("target_forward", "verify", "compact", "draft_forward", "draft_choose")
+
+
+class StepClock:
+    """Sums the spans between stamps by part; spans are read only when somebody asks.
+
+    `draft_forward` is the draft's model and head, `draft_choose` the rest of drafting.
+    """
+
+    MAX_PENDING = 4096
+
+    def __init__(self, device: Device):
+        self._device = device
+        self.reset()
+
+    def reset(self) -> None:
+        self._pending: list[tuple[str, Any, Any]] = []
+        self._total_ms = dict.fromkeys(PARTS, 0.0)
+        self.num_steps = 0
+        self.num_draft_passes = 0
+
+    def start(self) -> Any:
+        return self._device.stamp()
+
+    def stop(self, part: str, start: Any) -> Any:
+        """Close the span that `start` opened; the returned stamp opens the next."""
+        end = self._device.stamp()
+        self._pending.append((part, start, end))
+        if len(self._pending) > self.MAX_PENDING:
+            self._collect()
+        return end
+
+    def total_ms(self) -> dict[str, float]:
+        self._collect()
+        return dict(self._total_ms)
+
+    def _collect(self) -> None:
+        for part, start, end in self._pending:
+            self._total_ms[part] += self._device.elapsed_ms(start, end)
+        self._pending.clear()
