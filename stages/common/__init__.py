@@ -1,0 +1,1 @@
+"""What stages share: params, files, prompts, engines, measurements."""

@@ -1,0 +1,117 @@
+"""Flags that the measuring stages share; what is left out comes from params.yaml.
+
+flags = parser("stages.baseline", __doc__)
+arguments = flags.parse_args()
+params = read_params(arguments)
+inputs = read_inputs(arguments, params)
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any, NoReturn
+
+from stages.common import gsm8k
+from stages.common.arm import Inputs
+from stages.common.environment import describe_machine
+from stages.common.errors import UserError
+from stages.common.files import read_json
+from stages.common.manifest import build_manifest
+from stages.common.params import PARAMS_FILE, Params, load_params, override
+
+DATA_FOLDER = Path("data/gsm8k")
+RESULTS_FOLDER = Path("results")
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """One line, as for any other mistake, instead of the usage."""
+        self.exit(2, f"error: {message}; see --help\n")
+
+
+def parser(program: str, description: str) -> argparse.ArgumentParser:
+    """A parser with the flags of every measuring stage."""
+    flags = _Parser(
+        prog=f"python -m {program}",
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    flags.add_argument("--params", type=Path, default=PARAMS_FILE, help="params file (default: %(default)s)")
+    flags.add_argument(
+        "--results", type=Path, default=RESULTS_FOLDER, help="where to write (default: %(default)s)"
+    )
+    flags.add_argument(
+        "--gsm8k",
+        type=Path,
+        default=DATA_FOLDER,
+        metavar="DIR",
+        help="folder that holds main/test-00000-of-00001.parquet (default: %(default)s)",
+    )
+    flags.add_argument(
+        "--target-model",
+        metavar="M",
+        help="a reference as in params.yaml, a folder, or OWNER/NAME on the hub",
+    )
+    flags.add_argument("--tensor-parallel-size", type=int, metavar="N", help="GPUs that share the target")
+    flags.add_argument("--max-num-seqs", type=int, metavar="N", help="sequences that run at once")
+    flags.add_argument(
+        "--num-prompts", type=int, metavar="N", help="the first N questions of GSM8K's test split"
+    )
+    flags.add_argument("--max-tokens", type=int, metavar="N", help="longest answer")
+    flags.add_argument("--repeats", type=int, metavar="N", help="passes over the prompts")
+    flags.add_argument(
+        "--enforce-eager", action="store_const", const=True, help="neither torch.compile nor CUDA graphs"
+    )
+    return flags
+
+
+def read_params(arguments: argparse.Namespace, more: dict[str, Any] | None = None) -> Params:
+    """params.yaml with the given flags in place of its values, checked as a whole."""
+    size = arguments.max_num_seqs
+    return override(
+        load_params(arguments.params),
+        {
+            "models.target": as_reference(arguments.target_model),
+            "engine.tensor_parallel_size": arguments.tensor_parallel_size,
+            "engine.max_num_seqs": None if size is None else [size],
+            "engine.enforce_eager": arguments.enforce_eager,
+            "dataset.num_prompts": arguments.num_prompts,
+            "sampling.max_tokens": arguments.max_tokens,
+            "measure.repeats": arguments.repeats,
+            **(more or {}),
+        },
+    )
+
+
+def read_inputs(arguments: argparse.Namespace, params: Params, with_draft: bool = True) -> Inputs:
+    """What the stages before have written; models that they have not prepared are resolved here and now.
+
+    The machine is described anew: results/environment.json may have come with a clone, from another one.
+    """
+    rows = gsm8k.load_rows(arguments.gsm8k, params.dataset.num_prompts)
+    manifest_file = arguments.results / "models.json"
+    manifest = read_json(manifest_file) if manifest_file.is_file() else {}
+    for role in ("target", "draft") if with_draft else ("target",):
+        prepared = manifest.get(role, {"reference": None})
+        if prepared["reference"] != getattr(params.models, role) or not Path(prepared["path"]).is_dir():
+            manifest = build_manifest(params.models, params.engine, with_draft=with_draft)
+    source = gsm8k.dataset_source(arguments.gsm8k)
+    return Inputs(manifest, describe_machine(params.engine.device), rows, source)
+
+
+def only_batch_size(params: Params) -> int:
+    """The one max_num_seqs of a command line run. UserError where params.yaml names several."""
+    sizes = params.engine.max_num_seqs
+    if len(sizes) > 1:
+        raise UserError("--max-num-seqs", "(absent)", f"one of {list(sizes)}: params.yaml names several")
+    return sizes[0]
+
+
+def as_reference(model: str | None) -> str | None:
+    """A model as people write it, as a reference of params.yaml."""
+    if model is None or model.partition(":")[0] in ("hf", "path", "pypi", "prune", "distilled"):
+        return model
+    if Path(model).is_dir():
+        return f"path:{model}"
+    return f"hf:{model}@main" if model.count("/") == 1 else model

@@ -1,0 +1,292 @@
+"""params.yaml as one frozen model: read once, every mistake named before any engine starts.
+
+    params = load_params()              # params.yaml
+    params.engine.max_num_seqs          # (1, 4)
+    params.tree("mc_sim_8b_12")         # TokenTree
+
+Unknown keys, duplicate keys, wrong types and impossible combinations raise UserError with the field's
+dotted name, its value and what was expected. Library code never reads YAML or the environment.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
+
+from stages.common.errors import UserError
+from stages.common.yaml_files import read_mapping
+from stages.distillation.settings import Distill
+from treespec.tree import MAX_NODES, TokenTree
+
+TREES_FOLDER = Path("trees")
+PARAMS_FILE = Path("params.yaml")
+
+
+class Section(BaseModel):
+    """A block of params: frozen, strict types, no unknown key, no NaN."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+def _distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    if len(set(values)) != len(values):
+        raise ValueError("expected values that differ from each other")
+    return values
+
+
+def _matching(pattern: str, forms: str) -> AfterValidator:
+    def check(value: str) -> str:
+        if not re.fullmatch(pattern, value):
+            raise ValueError(f"expected {forms}")
+        return value
+
+    return AfterValidator(check)
+
+
+FromList = BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)
+Distinct = AfterValidator(_distinct)
+PositiveInt = Annotated[int, Field(ge=1)]
+Number = Annotated[float, BeforeValidator(lambda value: float(value) if type(value) is int else value)]
+NonEmptyList = Field(min_length=1)
+DatasetSource = Annotated[
+    str,
+    _matching(
+        r"path:.+|hf:[\w.-]+/[\w.-]+@[\w.-]+|url:https?://.+|synthetic",
+        "path:DIR, hf:OWNER/NAME@REVISION, url:https://... or synthetic",
+    ),
+]
+ModelReference = Annotated[
+    str,
+    _matching(
+        r"hf:[\w.-]+/[\w.-]+@[\w.-]+|path:.+|pypi:[\w.-]+==[\w.]+|prune:\d+(,\d+)*|distilled:.+",
+        "hf:OWNER/NAME@REVISION, path:DIR, pypi:NAME==VERSION or, for a draft, prune:0,1,..., distilled:DIR",
+    ),
+]
+TreeName = Annotated[str, _matching(r"[A-Za-z0-9][\w.-]*", "letters, digits, '_', '.' and '-'")]
+TreePaths = Annotated[
+    tuple[Annotated[tuple[Annotated[int, Field(ge=0)], ...], FromList], ...], FromList, NonEmptyList
+]
+
+
+class Dataset(Section):
+    sources: Annotated[tuple[DatasetSource, ...], FromList, Distinct, NonEmptyList]
+    num_prompts: Annotated[int, Field(ge=1, le=1319)]
+    prompt_format: Literal["chat", "few_shot"]
+
+
+class Models(Section):
+    target: ModelReference
+    draft: ModelReference
+    sha256: dict[str, Annotated[str, _matching(r"[0-9a-f]{64}", "64 hexadecimal digits")]] = {}
+    trust_remote_code: Annotated[tuple[str, ...], FromList] = ()
+
+    @model_validator(mode="after")
+    def _check(self) -> Models:
+        kind = self.target.partition(":")[0]
+        if kind in ("prune", "distilled"):
+            raise UserError("models.target", self.target, f"a whole model, since {kind}: is for drafts")
+        return self
+
+
+class Engine(Section):
+    device: Literal["cpu", "cuda"]
+    dtype: Literal["bfloat16", "float16", "float32"]
+    tensor_parallel_size: PositiveInt
+    draft_tensor_parallel_size: PositiveInt
+    pipeline_parallel_size: PositiveInt
+    distributed_executor_backend: Literal["mp", "ray"]
+    max_num_seqs: Annotated[tuple[PositiveInt, ...], FromList, Distinct, NonEmptyList]
+    max_model_len: Annotated[int, Field(ge=16)]
+    max_num_batched_tokens: PositiveInt | None
+    gpu_memory_utilization: Annotated[Number, Field(gt=0, le=1)]
+    kv_cache_gib: Annotated[Number, Field(gt=0, le=4096)]
+    enforce_eager: bool
+    enable_prefix_caching: bool
+
+    @model_validator(mode="after")
+    def _check(self) -> Engine:
+        if self.draft_tensor_parallel_size not in (1, self.tensor_parallel_size):
+            raise UserError(
+                "engine.draft_tensor_parallel_size",
+                self.draft_tensor_parallel_size,
+                f"1 or engine.tensor_parallel_size ({self.tensor_parallel_size})",
+            )
+        if self.pipeline_parallel_size > 1 and self.device == "cpu":
+            raise UserError("engine.pipeline_parallel_size", self.pipeline_parallel_size, "1 on cpu")
+        return self
+
+
+class Sampling(Section):
+    max_tokens: PositiveInt
+    temperature: Annotated[Number, Field(ge=0, le=10)]
+    top_p: Annotated[Number, Field(gt=0, le=1)]
+    top_k: Annotated[int, Field(ge=0)]
+    min_p: Annotated[Number, Field(ge=0, le=1)]
+    seed: Annotated[int, Field(ge=0, lt=2**63)]
+
+
+class Chain(Section):
+    num_speculative_tokens: Annotated[
+        tuple[Annotated[int, Field(ge=1, le=64)], ...], FromList, Distinct, NonEmptyList
+    ]
+
+
+class Tree(Section):
+    names: Annotated[tuple[TreeName, ...], FromList, Distinct]
+    literals: dict[TreeName, TreePaths] = {}
+
+
+class Speculation(Section):
+    implementation: Literal["treespec", "stock"]
+    draft_sampling: Literal["greedy", "probabilistic"]
+    chain: Chain
+    tree: Tree
+
+
+class Measure(Section):
+    warmup_prompts: Annotated[int, Field(ge=0)]
+    repeats: PositiveInt
+
+
+class Report(Section):
+    confidence: Annotated[Number, Field(gt=0.5, lt=1)]
+    bootstrap_resamples: Annotated[int, Field(ge=100, le=1_000_000)]
+    seed: Annotated[int, Field(ge=0)]
+
+
+class Params(Section):
+    """The whole of params.yaml."""
+
+    dataset: Dataset
+    models: Models
+    engine: Engine
+    sampling: Sampling
+    speculation: Speculation
+    measure: Measure
+    report: Report
+    distill: Distill | None = None  # only stages.distill_draft reads it
+
+    @model_validator(mode="after")
+    def _check(self) -> Params:
+        if self.speculation.implementation == "stock" and self.engine.device == "cpu":
+            raise UserError(
+                "speculation.implementation",
+                "stock",
+                "'treespec' on cpu, where stock vLLM 0.15.0 refuses speculation",
+            )
+        engine = self.engine
+        if (
+            self.speculation.implementation == "stock"
+            and engine.draft_tensor_parallel_size != engine.tensor_parallel_size
+        ):
+            raise UserError(
+                "engine.draft_tensor_parallel_size",
+                engine.draft_tensor_parallel_size,
+                f"engine.tensor_parallel_size ({engine.tensor_parallel_size}) with stock vLLM 0.15.0",
+            )
+        if self.speculation.implementation == "stock" and self.speculation.draft_sampling != "greedy":
+            raise UserError(
+                "speculation.draft_sampling",
+                self.speculation.draft_sampling,
+                "'greedy' with stock vLLM 0.15.0, which drafts by argmax at every temperature",
+            )
+        if self.sampling.min_p > 0:
+            raise UserError(
+                "sampling.min_p",
+                self.sampling.min_p,
+                "0: vLLM 0.15.0 refuses min_p beside speculation",
+            )
+        if self.sampling.max_tokens >= self.engine.max_model_len:
+            raise UserError(
+                "sampling.max_tokens",
+                self.sampling.max_tokens,
+                f"less than engine.max_model_len ({self.engine.max_model_len})",
+            )
+        return self
+
+    def tree(self, name: str, folder: Path = TREES_FOLDER) -> TokenTree:
+        """The tree called `name`: a literal of params, a file path, or trees/NAME.json."""
+        field = f"speculation.tree.names: {name}"
+        try:
+            if name in self.speculation.tree.literals:
+                return TokenTree.from_paths(self.speculation.tree.literals[name])
+            path = Path(name) if name.endswith(".json") else folder / f"{name}.json"
+            if not path.is_file():
+                raise UserError(
+                    "speculation.tree.names", name, f"a name under literals or an existing file {path}"
+                )
+            return TokenTree.from_file(path)
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(field, str(error), f"a token tree of 1 to {MAX_NODES} nodes") from error
+
+
+def load_params(path: Path = PARAMS_FILE) -> Params:
+    """Read and check a params file. Raises UserError with one line for the first mistake."""
+    return parse_params(read_mapping(path))
+
+
+def parse_params(raw: dict[str, Any]) -> Params:
+    """Check a mapping as params, named and literal trees included. Raises UserError."""
+    try:
+        params = Params.model_validate(raw)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"])
+        value = "(absent)" if first["type"] == "missing" else first["input"]
+        raise UserError(field, value, _expectation(first["type"], first["msg"])) from error
+    for name in {**dict.fromkeys(params.speculation.tree.names), **params.speculation.tree.literals}:
+        params.tree(name)
+    return params
+
+
+def override(params: Params, values: dict[str, Any]) -> Params:
+    """`params` with some fields replaced by dotted name, checked anew; None leaves a field as it is.
+
+    override(params, {"models.target": "path:there", "measure.repeats": None})
+    """
+    raw = params.model_dump()
+    for name, value in values.items():
+        *blocks, key = name.split(".")
+        section = raw
+        for block in blocks:
+            section = section[block]
+        if value is not None:
+            section[key] = value
+    return parse_params(raw)
+
+
+# pydantic speaks of Python's types; a params file has YAML's.
+_EXPECTATIONS = {
+    "extra_forbidden": "no such key",
+    "missing": "a value",
+    "tuple_type": "a list",
+    "dict_type": "a mapping",
+    "model_type": "a block of keys",
+    "string_type": "text",
+    "int_type": "a whole number",
+    "float_type": "a number",
+    "finite_number": "a finite number",
+    "bool_type": "true or false",
+    "too_short": "a list that is not empty",
+}
+
+
+def _expectation(kind: str, message: str) -> str:
+    if kind in _EXPECTATIONS:
+        return _EXPECTATIONS[kind]
+    for prefix in ("Value error, ", "expected ", "Input should be "):
+        message = message.removeprefix(prefix)
+    for long, short in (("greater than or equal to", "at least"), ("less than or equal to", "at most")):
+        message = message.replace(long, short)
+    return message.replace("greater than", "more than")

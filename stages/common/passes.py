@@ -1,0 +1,171 @@
+"""One pass over the prompts, and what is kept of every request: the rows of requests.parquet.
+
+    runner = Runner(llm, params, prompts, rows, tokenizer.decode)
+    passes = [runner.run(repeat, "chain k3-b1") for repeat in range(3)]
+    write_requests(passes, folder / "requests.parquet", explained=False)
+
+A request's clock starts when the engine first schedules it, so waiting for a free place is not counted
+against it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stages.common import gsm8k
+from stages.common.errors import UserError
+from stages.common.params import Params
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One run over all prompts: wall time and one row a request."""
+
+    repeat: int
+    wall_time_s: float
+    requests: list[dict[str, Any]]
+
+    @property
+    def num_output_tokens(self) -> int:
+        return sum(request["num_output_tokens"] for request in self.requests)
+
+
+@dataclass(frozen=True)
+class Runner:
+    """The prompts and how they are sampled, on one engine."""
+
+    llm: Any
+    params: Params
+    prompts: list[list[int]]
+    rows: list[gsm8k.Row]
+    decode: Callable[[list[int]], str]
+
+    def run(self, repeat: int, title: str, count: int | None = None, logprobs: int | None = None) -> Pass:
+        """Answer the first `count` prompts (all by default). UserError if one of them fails."""
+        prompts = [{"prompt_token_ids": prompt} for prompt in self.prompts[:count]]
+        options = [self._options(repeat, index, logprobs) for index in range(len(prompts))]
+        print(title, file=sys.stderr)
+        started = time.perf_counter()
+        outputs = self.llm.generate(prompts, options, use_tqdm=True)
+        wall = time.perf_counter() - started
+        return Pass(repeat, wall, [self._row(index, repeat, output) for index, output in enumerate(outputs)])
+
+    def explain(self, first: Pass) -> float:
+        """An uncounted pass with the forward timer and two log-probabilities a token.
+
+        Fills `top2_gap` and `runner_up_ids` of the baseline's first pass, by which a later divergence can be
+        told from a near-tie. Returns the mean milliseconds of a forward pass.
+        """
+        self.llm.collective_rpc("start_forward_timer")
+        explained = self.run(first.repeat, "uncounted: top-2 gaps and forward times", logprobs=2)
+        seconds = self.llm.collective_rpc("stop_forward_timer")[0]
+        for request, other in zip(first.requests, explained.requests, strict=True):
+            _note_runners_up(request, other)
+        return float(np.mean(seconds)) * 1e3
+
+    def _options(self, repeat: int, index: int, logprobs: int | None) -> Any:
+        from vllm import SamplingParams
+
+        sampling = self.params.sampling
+        return SamplingParams(
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            top_k=sampling.top_k,
+            min_p=sampling.min_p,
+            seed=None if sampling.temperature == 0 else _request_seed(sampling.seed, repeat, index),
+            max_tokens=sampling.max_tokens,
+            stop=gsm8k.stop_strings(self.params.dataset.prompt_format),
+            logprobs=logprobs,
+        )
+
+    def _row(self, index: int, repeat: int, output: Any) -> dict[str, Any]:
+        completion, stats = output.outputs[0], output.metrics
+        token_ids = until_stop(completion.token_ids, completion.stop_reason, self.decode)
+        if completion.finish_reason not in ("stop", "length") or not token_ids:
+            raise UserError(
+                f"prompt {index}", completion.finish_reason, "a finished answer: the arm is not written"
+            )
+        ttft = stats.first_token_ts - stats.scheduled_ts
+        e2e = stats.last_token_ts - stats.scheduled_ts
+        expected = gsm8k.official_answer(self.rows[index].answer)
+        return {
+            "prompt_index": index,
+            "repeat": repeat,
+            "num_prompt_tokens": len(output.prompt_token_ids),
+            "num_output_tokens": len(token_ids),
+            "output_token_ids": token_ids,
+            "text": completion.text,
+            "text_sha256": hashlib.sha256(completion.text.encode()).hexdigest(),
+            "finish_reason": completion.finish_reason,
+            "ttft_ms": ttft * 1e3,
+            "tpot_ms": (e2e - ttft) * 1e3 / (len(token_ids) - 1) if len(token_ids) > 1 else None,
+            "e2e_ms": e2e * 1e3,
+            "answer": gsm8k.extract_answer(completion.text),
+            "expected": expected,
+            "correct": gsm8k.is_correct(expected, completion.text),
+            "top2_gap": [],
+            "runner_up_ids": [],
+            "logprobs": completion.logprobs,
+        }
+
+
+def _request_seed(seed: int, repeat: int, index: int) -> int:
+    """The same for a prompt in every arm, another for every prompt and repeat."""
+    return int(np.random.SeedSequence([seed, repeat, index]).generate_state(1, np.uint32)[0])
+
+
+def until_stop(
+    token_ids: Sequence[int], stop_reason: int | str | None, decode: Callable[[list[int]], str]
+) -> list[int]:
+    """The ids up to the one that completes a stop string.
+
+    vLLM looks for stop strings once a step, so with speculation the ids run on where the text ends; counted
+    so, an arm would have more tokens than the baseline for the same answer.
+    """
+    kept = list(token_ids)
+    if isinstance(stop_reason, str):
+        while stop_reason in decode(kept[:-1]):
+            kept.pop()
+    return kept
+
+
+def _note_runners_up(request: dict[str, Any], explained: dict[str, Any]) -> None:
+    """By position: how far the best two tokens lie apart, and the better one that was not taken.
+
+    As far as both passes say the same, and at their first difference, if any; beyond it is another text.
+    """
+    for taken, other, candidates in zip(
+        request["output_token_ids"], explained["output_token_ids"], explained["logprobs"], strict=False
+    ):
+        best, second = sorted(candidates.items(), key=lambda item: -item[1].logprob)[:2]
+        request["top2_gap"].append(best[1].logprob - second[1].logprob)
+        request["runner_up_ids"].append(second[0] if best[0] == taken else best[0])
+        if taken != other:
+            break
+
+
+def write_requests(passes: Sequence[Pass], path: Path, explained: bool) -> None:
+    """One row a request and repeat; `explained` adds the columns that Runner.explain fills."""
+    import pyarrow as pa
+    import pyarrow.parquet
+
+    fields = {
+        **dict.fromkeys(("prompt_index", "repeat", "num_prompt_tokens", "num_output_tokens"), pa.int32()),
+        "output_token_ids": pa.list_(pa.int32()),
+        **dict.fromkeys(("text", "text_sha256", "finish_reason"), pa.string()),
+        **dict.fromkeys(("ttft_ms", "tpot_ms", "e2e_ms"), pa.float64()),
+        **dict.fromkeys(("answer", "expected"), pa.string()),
+        "correct": pa.bool_(),
+    }
+    if explained:
+        fields |= {"top2_gap": pa.list_(pa.float32()), "runner_up_ids": pa.list_(pa.int32())}
+    rows = [request for one in passes for request in one.requests]
+    pa.parquet.write_table(pa.Table.from_pylist(rows, schema=pa.schema(fields)), path)

@@ -1,0 +1,1 @@
+"""What the report is made of: load, compare with statistics, draw, write."""

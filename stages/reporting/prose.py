@@ -1,0 +1,190 @@
+"""The sentences around the numbers: banners, rules, checks, facts. True of the run they are given."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from stages.reporting.analysis import Analysis, ArmResult
+from stages.reporting.lossless import ERROR_RATE, TOLERANCE
+from stages.reporting.schema import ModelFacts
+from stages.reporting.statistics import FEW_PROMPTS
+from stages.reporting.verdict import crossing, interval, setting, times
+
+PUBLISHED = (
+    (
+        "Chen et al. 2023, arXiv 2302.01318, table 1",
+        "Chinchilla 70B with a 4B draft, 4 drafted tokens, batch 1",
+        "1.92× to 2.46×",
+    ),
+    (
+        "Author of vLLM pull request 24322",
+        "Llama-3.3-70B with a 1B draft, two H100, 8 drafted tokens; the 43 ms baseline is twice its floor",
+        "3.55× at concurrency 1, 2.02× at 32, 1.32× at 64",
+    ),
+    (
+        "Spec-Bench, mathematics, A100",
+        "Vicuna 7B / 13B / 33B with a draft model, batch 1",
+        "1.47× / 1.58× / 1.66×",
+    ),
+    (
+        "SpecDecode-Bench, arXiv 2601.11580, read off a plot",
+        "vLLM, GSM8K, Llama-3-70B on H100 with a draft model, 3 drafted tokens",
+        "2.35× at batch 1, 1.26× at 128",
+    ),
+)
+ABSENT = {
+    "speedup": "No arm could be compared with its baseline.",
+    "batch": "One batch size was measured; list more under engine.max_num_seqs to see where the gain ends.",
+    "acceptance": "Nothing was drafted, so there is no acceptance to show.",
+    "step_cost": "No arm recorded the times of its steps.",
+    "roofline": "No time per token was recorded.",
+    "drafted": "No time per token was recorded.",
+}
+ROOFLINE_RULE = (
+    "Without speculation every step must read the target's weights once, so a token costs at least weight "
+    "bytes / memory bandwidth / batch: the floor. A baseline far from it flatters every speedup over that "
+    "baseline; an arm beyond 100 % of it beats what plain decoding could ever do here. Roofline share: the "
+    "part of the wall time that reading weights explains, the draft's forwards included."
+)
+DRIFT_RULE = (
+    "Drift is the larger of two: how far the memory bandwidth measured before and after the arm and its "
+    "baseline lies apart, and how far the passes of either do. Effect is the distance of the speedup from 1. "
+    "Where drift reaches the effect, no winner is named."
+)
+
+
+class Banner(NamedTuple):
+    tone: str
+    title: str
+    text: str
+
+
+def context_of(analysis: Analysis) -> str:
+    """Device, batch and n: what every figure must say."""
+    params = analysis.run.params
+    batches = ", ".join(map(str, analysis.batches))
+    prompts = counted(params.dataset.num_prompts, "prompt")
+    repeats = counted(params.measure.repeats, "repeat")
+    return f"{device_of(analysis)}, {params.engine.dtype}, batch {batches}, n = {prompts} × {repeats}."
+
+
+def counted(number: int, word: str) -> str:
+    return f"{number} {word}" + ("" if number == 1 else "s")
+
+
+def device_of(analysis: Analysis) -> str:
+    environment = analysis.run.environment
+    name = environment.device_name or environment.cpu_model or environment.device
+    count = environment.device_count or 1
+    return f"{count} × {name}" if count > 1 else name
+
+
+def banners(analysis: Analysis) -> Iterator[Banner]:
+    """What must not be overlooked, the worst first."""
+    if analysis.changed:
+        names = ", ".join(setting(result) for result in analysis.changed)
+        yield Banner("bad", "NOT LOSSLESS: the output has changed", f"Differs beyond rounding: {names}.")
+    for name, error in analysis.run.failed.items():
+        text = f"{error} (The other arms are reported; the run is incomplete.)"
+        yield Banner("bad", f"FAILED: {name}", text)
+    if any("synthetic" in source for source in _sources(analysis)):
+        text = "No source of the real data answered; accuracy means little."
+        yield Banner("warn", "Synthetic questions, not GSM8K", text)
+    prompts = analysis.run.params.dataset.num_prompts
+    if prompts < FEW_PROMPTS:
+        text = (
+            "One prompt gives no interval." if prompts == 1 else "Intervals of so few prompts are too narrow."
+        )
+        yield Banner("warn", f"Only {counted(prompts, 'prompt')}", text)
+
+
+def lossless_rule(analysis: Analysis) -> str:
+    dtype = analysis.run.params.engine.dtype
+    if analysis.sampled:
+        return (
+            "Sampled output differs from run to run, so its distribution is tested: the second tokens, the "
+            "first that speculation decides, pooled over prompts, against the baseline's (chi-square, "
+            f"{ERROR_RATE:.0%} false alarms); with too few counts nothing is claimed."
+        )
+    return (
+        "Every output is compared with the baseline's first repeat, token by token, lengths included. One "
+        "excuse is accepted, a near-tie: the arm chose the baseline's runner-up where the two lie within "
+        f"{TOLERANCE[dtype]:g} in log-probability, what {dtype} cannot resolve (4 units in the last place "
+        f"of a logit of 16 to 32; {TOLERANCE['bfloat16']:g} bfloat16, {TOLERANCE['float16']:g} float16, "
+        f"{TOLERANCE['float32']:g} float32, where long sums set it). The baseline's own row compares its "
+        "repeats with each other."
+    )
+
+
+def crossings(analysis: Analysis) -> Iterator[str]:
+    """Where each setting stops paying, between two measured batch sizes."""
+    if len(analysis.batches) < 2:
+        return
+    by_label: dict[str, list[ArmResult]] = {}
+    for result in analysis.compared:
+        by_label.setdefault(result.name.label, []).append(result)
+    points = {label: crossing(results) for label, results in by_label.items()}
+    for label, point in points.items():
+        if point is not None:
+            yield f"{label.capitalize()} stops paying at about batch {point:.0f} (interpolated)."
+    if points and not any(points.values()):
+        first, last = analysis.batches[0], analysis.batches[-1]
+        yield f"No setting falls from gain to loss between batch {first} and {last}."
+
+
+def aa_checks(analysis: Analysis) -> Iterator[str]:
+    """The baseline against itself, by batch size."""
+    level = f"{analysis.bootstrap.confidence:.0%}"
+    for batch, ratio in analysis.aa_checks.items():
+        said = "which contains 1, as it must" if ratio.contains(1.0) else "which misses 1: drift, or chance"
+        if not ratio.has_interval:
+            said = "so it cannot be judged"
+        yield (
+            f"A/A check at batch {batch}: the baseline's even repeats against its odd ones give "
+            f"{times(ratio.value)} ({level} interval {interval(ratio)}), {said}."
+        )
+
+
+def facts(analysis: Analysis) -> list[tuple[str, str]]:
+    """How it was measured: name and value."""
+    run, params = analysis.run, analysis.run.params
+    environment, bandwidth = run.environment, run.probe and run.probe.memory_bandwidth_gb_per_s
+    machine = [device_of(analysis), f"{environment.cpu_count or '?'} CPU cores"]
+    machine += [f"{environment.memory_gib:.0f} GiB"] if environment.memory_gib else []
+    machine += [environment.platform] if environment.platform else []
+    versions = [f"{name} {version}" for name, version in environment.versions.items() if version]
+    questions = f"{params.dataset.num_prompts} of {', '.join(_sources(analysis))}"
+    warmup = counted(params.measure.warmup_prompts, "warm-up prompt")
+    arms = f"choosing the best of {len(analysis.compared)} arms is not corrected for"
+    known = [
+        ("Machine", "; ".join(machine)),
+        ("Memory bandwidth", f"{bandwidth:.1f} GB/s, measured" if bandwidth else "not measured"),
+        ("Versions", ", ".join(versions)),
+        ("Target", _model(run.models["target"])),
+        ("Draft", _model(run.models["draft"])),
+        ("Questions", f"{questions}; prompt format {params.dataset.prompt_format}"),
+        ("Sampling", f"{_sampling(analysis)}; up to {counted(params.sampling.max_tokens, 'token')}"),
+        ("Clock", f"{warmup} outside it, then {counted(params.measure.repeats, 'repeat')}"),
+        (
+            "Interval",
+            f"percentile bootstrap over prompts, paired, {analysis.bootstrap.resamples:,} resamples, level "
+            f"expanded for few prompts, seed {analysis.bootstrap.seed}; {arms}",
+        ),
+    ]
+    finished = sorted(arm.metrics.finished_at for arm in run.arms.values() if arm.metrics.finished_at)
+    return [*known, ("Measured", f"{finished[0]} to {finished[-1]}")] if finished else known
+
+
+def _sources(analysis: Analysis) -> list[str]:
+    return sorted({arm.metrics.dataset_source for arm in analysis.run.arms.values()})
+
+
+def _sampling(analysis: Analysis) -> str:
+    sampling = analysis.run.params.sampling
+    return f"temperature {sampling.temperature:g}, seed {sampling.seed}" if analysis.sampled else "greedy"
+
+
+def _model(model: ModelFacts) -> str:
+    size = f", {model.weight_bytes / 1e6:,.0f} MB of weights" if model.weight_bytes else ""
+    return f"{model.reference}{f' ({model.revision})' if model.revision else ''}{size}"
