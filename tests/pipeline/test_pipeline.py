@@ -1,0 +1,214 @@
+"""The whole pipeline, run for real by DVC on a model of two layers: what users rely on when they run it.
+
+The tests build on each other's state in the order in which they stand here, since every engine costs.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet
+import pytest
+import yaml
+from pipeline_project import MAX_TOKENS, commit, dvc, git, make_project, write_params
+
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(1200)]
+
+ARMS = ("baseline/b2", "chain/k2-b2", "tree/fork-b2")
+ALWAYS = {"environment", "fetch_models"}  # whether anything changed is for them to find out
+PERCENTILES = {"mean": float, "p50": float, "p99": float}
+PROBE = {"memory_bandwidth_gb_per_s": float, "matmul_tflop_per_s": dict, "when": str}
+STEP = dict.fromkeys(("target_forward", "draft_forward", "verify", "compact", "other"), float)
+CONTRACT: dict[str, Any] = {
+    **dict.fromkeys(("arm", "key", "device", "dtype", "dataset_source", "prompt_format"), str),
+    **dict.fromkeys(("num_prompts", "repeats", "max_num_seqs", "num_output_tokens", "num_steps"), int),
+    **dict.fromkeys(("wall_time_s", "throughput_tokens_per_s", "time_per_token_ms", "gsm8k_accuracy"), float),
+    **dict.fromkeys(("ttft_ms", "tpot_ms", "e2e_ms"), PERCENTILES),
+    "roofline_share": float,
+    "passes": [{"repeat": int, "wall_time_s": float, "num_output_tokens": int}],
+    "probe": {"before": PROBE, "after": PROBE},
+    "weight_bytes": int,
+    "models": {"target": str, "draft": str},
+    "environment": {"device_name": str, "cpu_count": int, "versions": dict},
+    "sampling": {"max_tokens": int, "temperature": float, "seed": int},
+    "finished_at": str,
+    "vllm_version": str,
+    "step_ms": {"target_forward": float, "other": float},
+    "speculation": type(None),
+    "plugin": type(None),
+}
+SPECULATED = CONTRACT | {
+    "step_ms": STEP,
+    "plugin": {"acted": bool},
+    "speculation": {
+        **dict.fromkeys(("num_speculative_tokens", "tree_nodes", "tree_depth"), int),
+        **dict.fromkeys(("num_drafts", "num_draft_tokens", "num_accepted_tokens"), int),
+        **dict.fromkeys(("mean_acceptance_length", "draft_efficiency"), float),
+        "acceptance_rate_per_position": {"1": float, "2": float},
+        "off_chain_accepted_tokens": int,
+    },
+}
+REQUEST_COLUMNS = {
+    **dict.fromkeys(("prompt_index", "repeat", "num_prompt_tokens", "num_output_tokens"), "int32"),
+    "output_token_ids": "list<element: int32>",
+    **dict.fromkeys(("text", "text_sha256", "finish_reason", "answer", "expected"), "string"),
+    **dict.fromkeys(("ttft_ms", "tpot_ms", "e2e_ms"), "double"),
+    "correct": "bool",
+}
+EXPLAINED = {"top2_gap": "list<element: float>", "runner_up_ids": "list<element: int32>"}
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory, gsm8k_folder: Path) -> Path:
+    """The project with the tiny experiment, reproduced once and committed."""
+    folder = make_project(tmp_path_factory.mktemp("project"), gsm8k_folder)
+    dvc(folder, "repro")
+    commit(folder, "run")
+    return folder
+
+
+@pytest.fixture
+def params(project: Path) -> Iterator[dict[str, Any]]:
+    """params.yaml to edit; as it was when the test ends."""
+    yield yaml.safe_load((project / "params.yaml").read_text(encoding="utf-8"))
+    git(project, "checkout", "-q", "params.yaml")
+
+
+def read_strict(path: Path) -> Any:
+    """JSON without NaN and infinity."""
+
+    def refuse(name: str) -> None:
+        raise AssertionError(f"{name} in {path}")
+
+    return json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
+
+
+def read_requests(project: Path, arm: str) -> list[dict[str, Any]]:
+    return pyarrow.parquet.read_table(project / "results" / arm / "requests.parquet").to_pylist()
+
+
+def deviations(contract: Any, value: Any, where: str = "") -> list[str]:
+    """Where `value` is not of the contract's shape; keys beyond it are allowed."""
+    if isinstance(contract, dict) and isinstance(value, dict):
+        missing = [f"{where}.{key} is missing" for key in contract if key not in value]
+        there = [key for key in contract if key in value]
+        return missing + [
+            line for key in there for line in deviations(contract[key], value[key], f"{where}.{key}")
+        ]
+    if isinstance(contract, list) and isinstance(value, list):
+        return [
+            line for i, item in enumerate(value) for line in deviations(contract[0], item, f"{where}.{i}")
+        ]
+    if isinstance(contract, type) and type(value) is contract:
+        return []
+    return [f"{where} is {value!r}"]
+
+
+def stages_run(output: str) -> set[str]:
+    return set(re.findall(r"^Running stage '([^']+)'", output, re.MULTILINE))
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_metrics_keep_their_contract(project: Path, arm: str) -> None:
+    metrics = read_strict(project / "results" / arm / "metrics.json")
+    assert deviations(CONTRACT if arm.startswith("baseline") else SPECULATED, metrics) == []
+    assert f"{metrics['arm']}/{metrics['key']}" == arm
+    assert metrics["num_output_tokens"] == sum(one["num_output_tokens"] for one in metrics["passes"])
+    per_token = metrics["wall_time_s"] * 1e3 / metrics["num_output_tokens"]
+    assert metrics["time_per_token_ms"] == pytest.approx(per_token)
+    step = metrics["wall_time_s"] * 1e3 / metrics["num_steps"]
+    assert sum(metrics["step_ms"].values()) == pytest.approx(step)
+    assert min(metrics["step_ms"].values()) >= 0
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_requests_keep_their_contract(project: Path, arm: str) -> None:
+    schema = pyarrow.parquet.read_schema(project / "results" / arm / "requests.parquet")
+    explained = EXPLAINED if arm.startswith("baseline") else {}
+    assert {field.name: str(field.type) for field in schema} == REQUEST_COLUMNS | explained
+    rows = read_requests(project, arm)
+    assert [row["prompt_index"] for row in rows] == [0, 1]
+    for row in rows:
+        assert row["num_output_tokens"] == len(row["output_token_ids"]) == MAX_TOKENS
+        assert re.fullmatch(r"-?\d+(\.\d+)?", row["expected"])
+        assert 0 < row["ttft_ms"] <= row["e2e_ms"]
+        if explained:
+            assert len(row["top2_gap"]) == len(row["runner_up_ids"]) == MAX_TOKENS
+            assert all(gap >= 0 and math.isfinite(gap) for gap in row["top2_gap"])
+
+
+@pytest.mark.parametrize("arm", ARMS[1:])
+def test_speculation_acts_and_changes_no_token(project: Path, arm: str) -> None:
+    metrics = read_strict(project / "results" / arm / "metrics.json")
+    assert metrics["plugin"]["acted"]
+    assert 0 < metrics["speculation"]["num_accepted_tokens"] < metrics["speculation"]["num_draft_tokens"]
+    assert metrics["num_steps"] < MAX_TOKENS
+    ours, theirs = read_requests(project, arm), read_requests(project, "baseline/b2")
+    assert [row["output_token_ids"] for row in ours] == [row["output_token_ids"] for row in theirs]
+
+
+def test_report_is_written_and_says_lossless(project: Path) -> None:
+    summary = read_strict(project / "results/summary.json")
+    assert summary["all_lossless"] is True
+    assert set(summary["arms"]) == {"baseline-b2", "chain-k2-b2", "tree-fork-b2"}
+    assert summary["arms"]["tree-fork-b2"]["verdict"] == "identical"
+    assert summary["arms"]["chain-k2-b2"]["speedup"] > 0
+    written = ["report/index.html", "report/report.md"]
+    written += [
+        f"results/plots/{name}.csv" for name in ("speedup", "acceptance", "time_per_token", "step_cost")
+    ]
+    assert [name for name in written if not (project / name).stat().st_size] == []
+
+
+def test_a_second_repro_measures_nothing(project: Path) -> None:
+    assert stages_run(dvc(project, "repro").stdout) == ALWAYS
+    assert git(project, "status", "--porcelain", "--", "dvc.lock", "results/baseline") == ""
+
+
+@pytest.mark.parametrize(
+    ("block", "field", "value", "expected"),
+    [
+        ("measure", "repeats", 2, {"baseline@2", "chain@2-2", "tree@fork-2", "report"}),
+        ("engine", "max_num_seqs", [2, 1], {"baseline@1", "chain@2-1", "tree@fork-1", "report"}),
+        ("report", "confidence", 0.9, {"report"}),
+    ],
+)
+def test_a_change_of_params_runs_what_it_concerns(
+    project: Path, params: dict[str, Any], block: str, field: str, value: Any, expected: set[str]
+) -> None:
+    params[block][field] = value
+    write_params(project, params)
+    assert stages_run(dvc(project, "repro", "--dry").stdout) == ALWAYS | expected
+    changed = json.loads(dvc(project, "params", "diff", "--json").stdout)
+    assert f"{block}.{field}" in changed["params.yaml"]
+
+
+def test_another_machine_measures_again(project: Path) -> None:
+    image = {"TREESPEC_IMAGE_DIGEST": "sha256:" + "0" * 64}
+    dvc(project, "repro", "--single-item", "environment", **image)
+    assert {"baseline@2", "chain@2-2", "tree@fork-2"} < stages_run(dvc(project, "repro", "--dry").stdout)
+
+
+def test_one_more_k_runs_one_more_arm_as_an_experiment(project: Path) -> None:
+    """And the machine is the first one again, whose figures still hold."""
+    done = dvc(project, "exp", "run", "-n", "longer", "-S", "speculation.chain.num_speculative_tokens=[2,3]")
+    assert stages_run(done.stdout) == ALWAYS | {"chain@3-2", "report"}
+    assert "chain-k3-b2" in read_strict(project / "results/summary.json")["arms"]
+    assert "longer" in dvc(project, "exp", "show", "--csv").stdout
+    changed = json.loads(dvc(project, "metrics", "diff", "--json").stdout)
+    assert "arms.chain-k3-b2.speedup" in changed["results/summary.json"]
+
+
+def test_dvc_shows_figures_pictures_and_the_graph(project: Path, tmp_path: Path) -> None:
+    (shown,) = json.loads(dvc(project, "metrics", "show", "--json").stdout).values()
+    assert {f"results/{arm}/metrics.json" for arm in ARMS} | {"results/summary.json"} <= set(shown["data"])
+    dvc(project, "plots", "show", "-o", str(tmp_path))
+    page = (tmp_path / "index.html").read_text(encoding="utf-8")
+    assert page.count("vegaEmbed(") == 4
+    assert "chain-k2-b2" in page
+    assert "tree@fork-2" in dvc(project, "dag").stdout

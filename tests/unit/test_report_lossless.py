@@ -1,0 +1,92 @@
+"""A changed output is found wherever it hides, and a near-tie is the only excuse."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stages.reporting.lossless import TOLERANCE, compare_greedy, compare_sampled
+
+IDS = [11, 12, 13, 14]
+RUNNERS_UP = [21, 22, 23, 24]
+
+
+def baseline(gaps: list[float] | None = None, **columns) -> pd.DataFrame:
+    row = {"prompt_index": 0, "repeat": 0, "output_token_ids": IDS, "text": "one two three four"}
+    row |= {"top2_gap": gaps or [3.0] * 4, "runner_up_ids": RUNNERS_UP} | columns
+    return pd.DataFrame([row])
+
+
+def arm(ids: list[int], text: str = "one two 3 four") -> pd.DataFrame:
+    return pd.DataFrame([{"prompt_index": 0, "repeat": 1, "output_token_ids": ids, "text": text}])
+
+
+def test_equal_ids_are_identical():
+    found = compare_greedy(baseline(), arm(list(IDS)), "float32")
+    assert (found.verdict, found.lossless, found.num_compared) == ("identical", True, 1)
+
+
+def test_the_runner_up_within_rounding_is_a_near_tie_and_what_follows_is_not_compared():
+    found = compare_greedy(baseline([3.0, 3.0, 0.2, 3.0]), arm([11, 12, 23, 99, 98]), "bfloat16")
+    (divergence,) = found.divergences
+    assert (found.verdict, found.lossless) == ("near_ties", True)
+    assert (divergence.position, divergence.baseline_token, divergence.arm_token) == (2, 13, 23)
+    assert divergence.gap == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize(
+    ("gap", "ids", "dtype"),
+    [
+        (0.2, [11, 12, 23, 14], "float16"),  # a gap that float16 resolves
+        (0.2, [11, 12, 23, 14], "float32"),
+        (0.001, [11, 12, 99, 14], "bfloat16"),  # a tie, but not the runner-up
+        (0.001, [11, 12], "bfloat16"),  # cut short
+        (0.001, [11, 12, 13, 14, 15], "bfloat16"),  # too long
+        (0.001, [], "bfloat16"),
+    ],
+)
+def test_anything_else_is_not_lossless(gap, ids, dtype):
+    found = compare_greedy(baseline([3.0, 3.0, gap, 3.0]), arm(ids), dtype)
+    assert (found.verdict, found.lossless, found.num_unexplained) == ("not_lossless", False, 1)
+
+
+@given(st.integers(0, 4))
+def test_a_prefix_is_never_taken_for_the_whole(length):
+    found = compare_greedy(baseline(), arm(IDS[:length]), "bfloat16")
+    assert (found.verdict == "identical") == (length == 4)
+    if length < 4:
+        assert (found.divergences[0].position, found.divergences[0].arm_token) == (length, None)
+
+
+@pytest.mark.parametrize("column", [{"top2_gap": []}, {"top2_gap": [np.nan] * 4}, {"runner_up_ids": []}])
+def test_without_a_recorded_gap_nothing_is_excused(column):
+    assert compare_greedy(baseline(**column), arm([11, 12, 23, 14]), "bfloat16").lossless is False
+
+
+def test_the_tolerance_follows_the_dtype():
+    assert TOLERANCE["bfloat16"] > TOLERANCE["float16"] > TOLERANCE["float32"] > 0
+
+
+def test_both_texts_are_shown_where_they_part():
+    (divergence,) = compare_greedy(baseline(), arm([11, 12, 99, 14]), "float32").divergences
+    assert divergence.baseline_text.endswith("three four")
+    assert divergence.arm_text.endswith("3 four")
+
+
+def sampled(tokens) -> pd.DataFrame:
+    rows = [
+        {"prompt_index": place, "output_token_ids": [7, int(token)]} for place, token in enumerate(tokens)
+    ]
+    return pd.DataFrame(rows)
+
+
+def test_sampled_output_is_tested_by_its_distribution():
+    rng = np.random.default_rng(0)
+    first, second = rng.integers(0, 3, 200), rng.integers(0, 3, 200)
+    assert compare_sampled(sampled(first), sampled(second)).verdict == "same_distribution"
+    assert compare_sampled(sampled(first), sampled(np.zeros(200))).lossless is False
+    few = compare_sampled(sampled(first[:3]), sampled(second[:3]))
+    assert (few.verdict, few.lossless, few.p_value) == ("not_tested", None, None)

@@ -1,0 +1,276 @@
+"""The page a person decides from: whole, self-contained, safe, and honest on edge data."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import shutil
+import subprocess
+import sys
+import xml.etree.ElementTree as ElementTree
+from html.parser import HTMLParser
+from itertools import pairwise
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from results_factory import Flip, Scenario, write_results
+from rich.console import Console
+
+from stages.common.errors import UserError, run_cli
+from stages.common.params import load_params
+from stages.report import build, main
+from stages.reporting.terminal import compare
+
+EVIL = "<script>alert(1)</script> | `x` [y](javascript:z) \"quoted\" & 'single'"
+
+
+def render(folder: Path, scenario: Scenario) -> str:
+    """Build the report in `folder`; return what the terminal shows."""
+    stream = io.StringIO()
+    params = load_params(write_results(folder, scenario))
+    build(params, folder / "results", folder / "report", Console(file=stream, width=100))
+    return stream.getvalue()
+
+
+class Page(HTMLParser):
+    """Tags, references to other files and visible text."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.tags: list[str] = []
+        self.references: list[str] = []
+        self.words: list[str] = []
+        self._hidden = False
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        self._hidden = tag in ("script", "style")
+        self.references += [
+            value for name, value in attributes if name in ("src", "href", "xlink:href") and value
+        ]
+
+    def handle_endtag(self, tag):
+        self._hidden = False
+
+    def handle_data(self, data):
+        if not self._hidden:
+            self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.words).split())
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("good")
+    (folder / "terminal.txt").write_text(render(folder, Scenario(diverge={"chain-k1-b1": Flip(2, gap=0.1)})))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def bad(tmp_path_factory) -> Path:
+    """Hostile names, a changed output and a failed arm at once."""
+    folder = tmp_path_factory.mktemp("bad")
+    scenario = Scenario(
+        batches=(1,),
+        device_name=EVIL,
+        text=EVIL,
+        source="synthetic",
+        diverge={"chain-k1-b1": Flip(2, gap=2.0)},
+        failed={"tree-small-b1": EVIL},
+    )
+    with pytest.raises(UserError, match="tree-small-b1"):
+        render(folder, scenario)
+    return folder
+
+
+def test_the_page_refers_to_nothing_outside_itself(good):
+    html = (good / "report/index.html").read_text()
+    page = Page(html)
+    assert [link for link in page.references if not link.startswith("#")] == []
+    assert "url(http" not in html
+    assert not {"link", "img", "iframe"} & set(page.tags)
+
+
+def test_the_first_words_answer_the_question(good):
+    first = Page((good / "report/index.html").read_text()).text[:1400]
+    summary = json.loads((good / "results/summary.json").read_text())
+    assert f"{summary['best']['speedup']:.2f}× as fast" in first
+    assert summary["recommendation"] in first
+    for question in ("Is it faster here?", "Is the output unchanged?", "Up to which batch?", "Why?"):
+        assert question in first
+
+
+def test_every_figure_has_a_text_and_says_device_batch_and_n(good):
+    html = (good / "report/index.html").read_text()
+    labels = re.findall(r'<div class="(?:wide|narrow)" role="img" aria-label="([^"]+)"', html)
+    captions = re.findall(r"<figcaption>(.*?)</figcaption>", html)
+    assert len(labels) == 12
+    assert len(captions) == 6
+    for text in labels + captions:
+        assert "Synthetic CPU, bfloat16, batch 1, 4, n = 6 prompts × 2 repeats" in text
+
+
+def test_ids_of_the_pictures_do_not_collide(good):
+    ids = re.findall(r'\bid="([^"]+)"', (good / "report/index.html").read_text())
+    assert len(ids) == len(set(ids))
+
+
+def test_dark_and_light_phone_and_print_are_styled(good):
+    html = (good / "report/index.html").read_text()
+    for query in ("prefers-color-scheme: dark", "max-width: 620px", "@media print", 'name="viewport"'):
+        assert query in html
+
+
+def test_no_nan_reaches_a_reader(good, bad):
+    for folder in (good, bad):
+        for path in [
+            *folder.glob("report/*"),
+            *folder.glob("results/plots/*"),
+            folder / "results/summary.json",
+        ]:
+            assert not re.search(r"\b(nan|NaN|None|undefined|inf)\b", _without_script(path.read_text())), path
+
+
+def _without_script(text: str) -> str:
+    return re.sub(r"<(script|style)>.*?</\1>", "", text, flags=re.DOTALL)
+
+
+def test_the_picture_for_the_readme_is_an_image_of_its_own(good):
+    root = ElementTree.fromstring((good / "report/main.svg").read_text())
+    assert root.tag.endswith("svg")
+    assert float(root.get("width")) > 300
+
+
+def test_the_tidy_tables_feed_the_plots(good):
+    tables = {path.stem: pd.read_csv(path) for path in (good / "results/plots").glob("*.csv")}
+    assert set(tables) == {"speedup", "acceptance", "time_per_token", "step_cost"}
+    for table in tables.values():
+        assert {"name", "arm", "setting", "max_num_seqs"} <= set(table)
+        assert len(table)
+    assert tables["acceptance"]["acceptance_rate"].between(0, 1).all()
+    totals = tables["step_cost"].groupby("name")["ms_per_token"].sum()
+    measured = tables["time_per_token"].set_index("name")["time_per_token_ms"]
+    assert totals.to_dict() == pytest.approx(measured.to_dict(), rel=1e-4)
+
+
+def test_the_terminal_shows_the_table_and_the_recommendation(good):
+    shown = (good / "terminal.txt").read_text()
+    assert "near-ties (2 of 12)" in shown
+    summary = json.loads((good / "results/summary.json").read_text())
+    assert summary["recommendation"] in " ".join(shown.split())
+
+
+def test_markdown_tables_are_whole(good):
+    lines = (good / "report/report.md").read_text().splitlines()
+    rows = [line for line in lines if line.startswith("|")]
+    assert len(rows) > 30
+    for above, below in pairwise(lines):
+        if above.startswith("|") and below.startswith("|"):
+            assert _bars(above) == _bars(below)
+
+
+def _bars(line: str) -> int:
+    return len(re.findall(r"(?<!\\)\|", line))
+
+
+def test_a_changed_output_and_a_failed_arm_are_the_first_things_seen(bad):
+    first = Page((bad / "report/index.html").read_text()).text[:700]
+    assert "NOT LOSSLESS: the output has changed" in first
+    assert "FAILED: tree-small-b1" in first
+    assert "Synthetic questions, not GSM8K" in first
+    assert "> **NOT LOSSLESS" in (bad / "report/report.md").read_text()
+    assert "NOT LOSSLESS" in (bad / "report/main.svg").read_text()
+
+
+def test_hostile_text_stays_text(bad):
+    html = (bad / "report/index.html").read_text()
+    assert "<script>alert" not in html
+    assert Page(html).tags.count("script") == 1
+    assert "alert(1)" in Page(html).text
+    markdown = (bad / "report/report.md").read_text()
+    assert "<script" not in markdown
+    assert "[y](" not in markdown
+    ElementTree.fromstring((bad / "report/main.svg").read_text())
+
+
+@pytest.mark.parametrize(
+    "scenario",
+    [
+        Scenario(batches=(1,), ks=(1,), trees={}, prompts=1, repeats=1, tokens=1, drafts=False),
+        Scenario(batches=(2,), ks=(2,), trees={}, prompts=2, acceptance=0.0, temperature=0.7),
+    ],
+    ids=["one of everything, no draft", "nothing accepted, sampled"],
+)
+def test_edge_data_still_makes_a_page(tmp_path, scenario):
+    render(tmp_path, scenario)
+    html = _without_script((tmp_path / "report/index.html").read_text())
+    assert not re.search(r"\b(nan|NaN|None|undefined|Infinity)\b", html)
+    assert "One batch size was measured" in html
+    json.loads((tmp_path / "results/summary.json").read_text())
+
+
+def test_a_partial_folder_writes_nothing(tmp_path):
+    params = load_params(write_results(tmp_path, Scenario()))
+    shutil.rmtree(tmp_path / "results/chain/k1-b1")
+    with pytest.raises(UserError, match="k1-b1"):
+        build(params, tmp_path / "results", tmp_path / "report", Console(file=io.StringIO()))
+    assert not (tmp_path / "report").exists()
+    assert not (tmp_path / "results/summary.json").exists()
+
+
+def test_compare_shows_what_changed_since_a_revision(good, tmp_path):
+    results = tmp_path / "results"
+    results.mkdir()
+    shutil.copy(good / "results/summary.json", results)
+    identity = ["-c", "user.name=test", "-c", "user.email=test@example.com"]
+    for command in (["init", "-q"], ["add", "-A"], [*identity, "commit", "-qm", "before"]):
+        subprocess.run(["git", "-C", str(tmp_path), *command], check=True)
+    summary = json.loads((results / "summary.json").read_text())
+    summary["arms"]["chain-k3-b1"] |= {"time_per_token_ms": 5.0, "lossless": False}
+    del summary["arms"]["chain-k1-b4"]
+    (results / "summary.json").write_text(json.dumps(summary))
+    stream = io.StringIO()
+    compare(Console(file=stream, width=120), results, "HEAD")
+    shown = {line.split()[0]: line for line in stream.getvalue().splitlines() if line.strip()}
+    assert "NOT LOSSLESS" in shown["chain-k3-b1"]
+    assert "-5" in shown["chain-k3-b1"]
+    assert "gone" in shown["chain-k1-b4"]
+    with pytest.raises(UserError, match="no-such-branch"):
+        compare(Console(file=stream), results, "no-such-branch")
+
+
+def test_the_command_ends_with_one_line_and_a_status(tmp_path, monkeypatch, capsys):
+    params = write_results(tmp_path, Scenario())
+    (tmp_path / "results/models.json").unlink()
+    paths = [
+        "--params",
+        str(params),
+        "--results",
+        str(tmp_path / "results"),
+        "--report",
+        str(tmp_path / "report"),
+    ]
+    monkeypatch.setattr(sys, "argv", ["report", *paths])
+    with pytest.raises(SystemExit) as ended:
+        run_cli(main)
+    assert ended.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    assert "models.json" in line
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="chromium is not installed")
+@pytest.mark.parametrize(("width", "dark"), [(1280, False), (520, True)])
+def test_a_real_browser_draws_the_page(good, width, dark):
+    """The screenshots stay in the test's folder."""
+    picture = good / f"page-{width}.png"
+    command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", f"--window-size={width},1600"]
+    command += [f"--blink-settings=preferredColorScheme={0 if dark else 1}", f"--screenshot={picture}"]
+    page = (good / "report/index.html").as_uri()
+    subprocess.run([*command, page], check=True, capture_output=True, timeout=120)
+    assert picture.stat().st_size > 30_000

@@ -1,0 +1,197 @@
+"""What the report recommends, and when it refuses to."""
+
+from __future__ import annotations
+
+import json
+
+import pandas as pd
+import pytest
+from results_factory import Flip, Scenario, write_results
+
+from stages.common.errors import UserError
+from stages.common.params import load_params
+from stages.reporting.analysis import Analysis, analyse
+from stages.reporting.load import load_run
+from stages.reporting.summary import summarise, tables
+from stages.reporting.verdict import Verdict, crossing, judge
+
+
+@pytest.fixture
+def report_on(tmp_path):
+    """Scenario -> (analysis, verdict, summary)."""
+
+    def report_on(scenario: Scenario) -> tuple[Analysis, Verdict, dict]:
+        analysis = analyse(load_run(load_params(write_results(tmp_path, scenario)), tmp_path / "results"))
+        verdict = judge(analysis)
+        summary = summarise(analysis, verdict)
+        json.dumps(summary, allow_nan=False)
+        tables(analysis)
+        return analysis, verdict, summary
+
+    return report_on
+
+
+def test_a_clear_gain_names_the_arm_its_interval_and_the_batch(report_on):
+    _, verdict, summary = report_on(Scenario())
+    best = summary["best"]
+    assert verdict.kind == "use"
+    assert best["speedup_low"] > 1
+    lows = [
+        entry["speedup_low"] for name, entry in summary["arms"].items() if not name.startswith("baseline")
+    ]
+    assert best["speedup_low"] == max(lows)
+    assert f"{best['speedup_low']:.2f} to {best['speedup_high']:.2f}" in verdict.sentence
+    assert "up to batch 4, the largest measured" in verdict.sentence
+    assert summary["pays_up_to_max_num_seqs"] == 4
+
+
+def test_every_arm_has_the_numbers_of_the_contract(report_on):
+    _, _, summary = report_on(Scenario())
+    names = ("speedup", "speedup_low", "speedup_high", "time_per_token_ms", "mean_acceptance_length")
+    names += ("draft_efficiency", "lossless", "gsm8k_accuracy", "predicted_speedup")
+    for name, entry in summary["arms"].items():
+        if not name.startswith("baseline"):
+            assert all(entry[key] is not None for key in names), name
+
+
+def test_no_gain_says_leave_it_off(report_on):
+    _, verdict, summary = report_on(Scenario(speedup_factor=0.4))
+    assert verdict.kind == "off"
+    assert verdict.sentence.startswith("Leave speculation off")
+    assert summary["best"]["arm"] is None
+
+
+def test_an_arm_that_changes_the_output_never_wins_however_fast(report_on):
+    flips = {
+        name: Flip(3, gap=2.0) for name in ("chain-k3-b1", "tree-small-b1", "chain-k3-b4", "tree-small-b4")
+    }
+    _, verdict, summary = report_on(Scenario(diverge=flips))
+    assert verdict.best.name.setting == "k1"
+    assert summary["arms"]["chain-k3-b1"]["lossless"] is False
+    assert summary["all_lossless"] is False
+    assert verdict.answers[1].answer == "NO"
+
+
+def test_near_ties_are_counted_and_stay_lossless(report_on):
+    _, verdict, summary = report_on(Scenario(diverge={"chain-k3-b1": Flip(3, gap=0.1)}))
+    entry = summary["arms"]["chain-k3-b1"]
+    assert (entry["lossless"], entry["verdict"], entry["num_divergences"]) == (True, "near_ties", 2)
+    assert verdict.answers[1].answer == "Yes, to rounding"
+
+
+def test_drift_beyond_the_effect_names_no_winner(report_on):
+    _, verdict, summary = report_on(Scenario(drift=3.0))
+    assert verdict.kind == "undecided"
+    assert "drifted by 300 %" in verdict.sentence
+    assert summary["best"]["arm"] is None
+
+
+def test_one_prompt_gives_no_interval_and_says_so(report_on):
+    analysis, verdict, summary = report_on(Scenario(prompts=1))
+    assert verdict.kind == "undecided"
+    assert "one prompt gives no interval" in verdict.sentence
+    assert summary["arms"]["chain-k1-b1"]["speedup_low"] is None
+    assert analysis.results["chain-k1-b1"].speedup.value > 1
+
+
+def test_every_batch_size_has_its_aa_check(report_on):
+    analysis, _, _ = report_on(Scenario(prompts=8, repeats=4, noise=0.01))
+    assert list(analysis.aa_checks) == [1, 4]
+    for ratio in analysis.aa_checks.values():
+        assert ratio.value == pytest.approx(1, abs=0.02)
+        assert ratio.has_interval
+
+
+def test_a_gain_that_ends_with_the_batch_names_the_last_that_pays(report_on):
+    analysis, verdict, _ = report_on(Scenario(batches=(1, 64), ks=(3,), trees={}, speedup_factor=0.65))
+    assert verdict.pays_at == (1,)
+    assert "up to batch 1; at batch 64 no arm is surely faster" in verdict.sentence
+    assert 1 < crossing(analysis.compared) < 64
+
+
+def test_the_prediction_comes_from_step_times_and_acceptance_alone(report_on):
+    analysis, _, _ = report_on(Scenario(speedup_factor=0.8, noise=0.001))
+    result = analysis.results["chain-k3-b1"]
+    assert result.predicted == pytest.approx(result.speedup.value / 0.8, rel=0.02)
+    assert result.prediction_off
+
+
+@pytest.mark.parametrize("scenario", [Scenario(drafts=False), Scenario(acceptance=0.0)])
+def test_nothing_drafted_or_nothing_accepted_is_a_number_or_null(report_on, scenario):
+    _, verdict, summary = report_on(scenario)
+    assert verdict.kind == "off"
+    assert summary["arms"]["chain-k3-b1"]["draft_efficiency"] in (None, 0.0)
+
+
+def test_sampled_output_without_counts_is_not_tested_and_not_condemned(report_on):
+    _, verdict, summary = report_on(Scenario(temperature=1.0, prompts=2, repeats=1))
+    assert summary["arms"]["chain-k1-b1"]["lossless"] is None
+    assert verdict.answers[1].answer == "Not tested"
+
+
+def test_a_failed_baseline_leaves_its_batch_without_ratios(report_on):
+    analysis, verdict, summary = report_on(Scenario(failed={"baseline-b4": "out of memory"}))
+    assert analysis.results["chain-k1-b4"].speedup is None
+    assert summary["arms"]["baseline-b4"] == {"failed": "out of memory"}
+    assert verdict.best.name.max_num_seqs == 1
+
+
+def test_arms_without_step_times_are_reported_without_costs(tmp_path):
+    params = load_params(write_results(tmp_path, Scenario()))
+    path = tmp_path / "results/chain/k1-b1/metrics.json"
+    metrics = json.loads(path.read_text())
+    path.write_text(json.dumps(metrics | {"step_ms": None}))  # stock speculation
+    slow_forward = tmp_path / "results/baseline/b4/metrics.json"
+    metrics = json.loads(slow_forward.read_text())
+    slow_forward.write_text(json.dumps(metrics | {"step_ms": {"target_forward": 20.0, "other": -0.1}}))
+    analysis = analyse(load_run(params, tmp_path / "results"))
+    stock = analysis.results["chain-k1-b1"]
+    assert (stock.step, stock.predicted, stock.step_ratio) == (None, None, None)
+    assert stock.speedup.low > 1
+    assert analysis.results["baseline-b4"].step.overhead_share == 0
+    assert "chain-k1-b1" not in set(tables(analysis)["step_cost"]["name"])
+    judge(analysis)
+
+
+@pytest.mark.parametrize("missing", ["metrics.json", "requests.parquet"])
+def test_a_missing_file_is_named(tmp_path, missing):
+    params = load_params(write_results(tmp_path, Scenario()))
+    (tmp_path / "results/chain/k3-b4" / missing).unlink()
+    with pytest.raises(UserError, match="k3-b4"):
+        load_run(params, tmp_path / "results")
+
+
+def test_an_arm_that_params_drop_is_ignored_and_one_they_add_is_missed(tmp_path):
+    write_results(tmp_path, Scenario(ks=(1, 3)))
+    smaller = load_params(write_results(tmp_path, Scenario(ks=(1,))))
+    assert "chain-k3-b1" not in load_run(smaller, tmp_path / "results").arms
+    larger = tmp_path / "larger.yaml"
+    raw = load_params(tmp_path / "params.yaml").model_dump(mode="json")
+    raw["engine"]["max_num_seqs"] = [1, 4, 9]
+    larger.write_text(json.dumps(raw))
+    with pytest.raises(UserError, match="baseline/b9"):
+        load_run(load_params(larger), tmp_path / "results")
+
+
+def test_lost_requests_broken_json_and_nan_are_refused(tmp_path):
+    params = load_params(write_results(tmp_path, Scenario()))
+    folder = tmp_path / "results/tree/small-b1"
+    requests, metrics = pd.read_parquet(folder / "requests.parquet"), (folder / "metrics.json").read_text()
+    requests.iloc[1:].to_parquet(folder / "requests.parquet")
+    with pytest.raises(UserError, match=r"tree-small-b1.*partial"):
+        load_run(params, tmp_path / "results")
+    requests.to_parquet(folder / "requests.parquet")
+    (folder / "metrics.json").write_text(metrics.replace('"wall_time_s": ', '"wall_time_s": NaN, "was": '))
+    with pytest.raises(UserError, match="wall_time_s"):
+        load_run(params, tmp_path / "results")
+    (folder / "metrics.json").write_text(metrics[:-20])
+    with pytest.raises(UserError, match="valid JSON"):
+        load_run(params, tmp_path / "results")
+
+
+def test_arms_measured_on_other_prompts_or_dtypes_are_not_compared(tmp_path):
+    params = load_params(write_results(tmp_path, Scenario()))
+    path = tmp_path / "results/chain/k1-b1/metrics.json"
+    path.write_text(path.read_text().replace('"dtype": "bfloat16"', '"dtype": "float32"'))
+    with pytest.raises(UserError, match="the baseline's prompts, device and dtype"):
+        load_run(params, tmp_path / "results")
