@@ -2,15 +2,18 @@
 
 Two rules, both with the target's own distribution as output, whatever the draft model is:
 
-- `verify_matching`: the target chooses one token at every node (argmax, or a sample), and the walk follows
-  the child that equals it. For greedy decoding, and for sampling over deterministic drafts.
+- `verify_matching`, `verify_sampling`: the target chooses one token at a node and the walk follows the child
+  that equals it. The choice is the argmax in greedy decoding, a sample where deterministic drafts meet
+  sampling.
 - `verify_rejection`: the children were drawn from the draft's distribution without replacement
   (`treespec.drawing.draw_children`) and each is kept or rejected at random: recursive rejection sampling
   (Sequoia, 2402.12374), which with one child a node is the algorithm of Chen et al. (2302.01318).
 
 A whole batch walks down together: one step a level, one a child rank in it, no work on the host that waits
-for the device. Requests may have different trees; of each only the first `num_nodes` nodes count, and a
-node whose token is -1 is absent, with all below it.
+for the device. Rules that sample need the target's distributions along the walk only, so they ask for them
+node by node: to process the logits of all nodes would cost many times as much. Requests may have different
+trees; of each only the first `num_nodes` nodes count, and a node whose token is -1 is absent, with all below
+it.
 
     >>> children = torch.tensor([[[1, 3], [2, -1], [-1, -1], [-1, -1]]])  # TokenTree.children
     >>> draft_token_ids = torch.tensor([[0, 5, 6, 7]])
@@ -21,13 +24,16 @@ node whose token is -1 is absent, with all below it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from treespec.drawing import prob_of, sample_from, without
+
+# The target's distribution after each request's node: int64 [batch] -> float [batch, vocab]
+TargetProbs = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -48,8 +54,7 @@ def verify_matching(
 ) -> Verified:
     """Follow the child that equals the target's choice; where none does, that choice is the bonus token.
 
-    Lossless because every output token is the target's: its argmax for greedy decoding, else one sample
-    per node from its distribution there, taken without a look at the drafts.
+    Lossless because every output token is the target's own, chosen without a look at the drafts.
     """
     nodes, tokens = existing_children(children, num_nodes, draft_token_ids)
     matches = (tokens == target_token_ids[:, :, None]) & (tokens >= 0)  # [batch, num_nodes + 1, max_children]
@@ -65,11 +70,38 @@ def verify_matching(
     return _verified(path, draft_token_ids, bonus=at_node(target_token_ids, node))
 
 
+def verify_sampling(
+    draft_token_ids: Tensor,  # int [batch, num_nodes + 1]
+    children: Tensor,  # int64 [batch or 1, num_nodes + 1, max_children]; node of each child, -1: none
+    num_nodes: Tensor,  # int64 [batch]
+    target_probs: TargetProbs,
+    uniforms: Tensor,  # float [batch, num_nodes + 1] in [0, 1); one for the choice after each node
+    max_depth: int,
+) -> Verified:
+    """`verify_matching` of one sample a node from the target's distribution, drawn where the walk is."""
+    nodes, tokens = existing_children(children, num_nodes, draft_token_ids)
+    node = torch.zeros_like(num_nodes)
+    walking = torch.ones_like(num_nodes, dtype=torch.bool)
+    path = num_nodes.new_full((len(num_nodes), max_depth), -1)
+    chosen = sample_from(target_probs(node), at_node(uniforms, node))
+    for level in range(max_depth):
+        matches = (at_node(tokens, node) == chosen[:, None]) & walking[:, None]  # [batch, max_children]
+        walking = matches.any(1)
+        if surely_none(walking):
+            break
+        child = at_node(nodes, node).gather(1, matches.byte().argmax(1, keepdim=True)).squeeze(1)
+        path[:, level] = torch.where(walking, child, -1)
+        node = torch.where(walking, child, node)
+        # A walk that has ended draws the same again: same node, same number.
+        chosen = sample_from(target_probs(node), at_node(uniforms, node))
+    return _verified(path, draft_token_ids, bonus=chosen)
+
+
 def verify_rejection(
     draft_token_ids: Tensor,  # int [batch, num_nodes + 1]; siblings in draw order
     children: Tensor,  # int64 [batch or 1, num_nodes + 1, max_children]; node of each child, -1: none
     num_nodes: Tensor,  # int64 [batch]
-    target_probs: Tensor,  # float [batch, num_nodes + 1, vocab]; after each node
+    target_probs: TargetProbs,
     draft_probs: Tensor,  # float [batch, num_rows, vocab]; what the children of inner nodes were drawn from
     draft_row: Tensor,  # int64 [batch or 1, num_nodes + 1]; a node's row in draft_probs, any for a leaf
     uniforms: Tensor,  # float [batch, max_depth, max_children] in [0, 1); one for every test
@@ -100,7 +132,7 @@ def verify_rejection(
 
     node = torch.zeros_like(num_nodes)
     walking = torch.ones_like(is_greedy)
-    target_rest = at_node(target_probs, node)  # [batch, vocab]; what the bonus token is drawn from
+    target_rest = target_probs(node)  # [batch, vocab]; what the bonus token is drawn from
     path = num_nodes.new_full((batch, max_depth), -1)
     for level, width in enumerate(children_per_level):
         if surely_none(walking):
@@ -116,7 +148,8 @@ def verify_rejection(
         walking = child >= 0
         path[:, level] = child
         node = torch.where(walking, child, node)
-        target_rest = per_row(walking, at_node(target_probs, node), target_rest)
+        if not surely_none(walking):
+            target_rest = per_row(walking, target_probs(node), target_rest)
     return _verified(path, draft_token_ids, bonus=sample_from(target_rest, bonus_uniform))
 
 

@@ -32,7 +32,9 @@ def pytest_collection_modifyitems(items) -> None:
 
 
 @contextmanager
-def running_engine(target: Path, draft: Path, tree, **arguments) -> Iterator:
+def running_engine(
+    target: Path, draft: Path, tree, draft_tensor_parallel_size: int = 1, **arguments
+) -> Iterator:
     """A token-tree engine whose largest tree is `tree`; ends with its process."""
     from vllm import LLM
 
@@ -49,6 +51,7 @@ def running_engine(target: Path, draft: Path, tree, **arguments) -> Iterator:
             "model": str(draft),
             "num_speculative_tokens": tree.num_nodes,
             "speculative_token_tree": str(list(tree.paths)),
+            "draft_tensor_parallel_size": draft_tensor_parallel_size,
         },
     )
     try:

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from treespec import verify
 from treespec.drawing import draw_children, sample_from
 from treespec.tree import TokenTree
-from treespec.verify import residual, verify_matching, verify_rejection
+from treespec.verify import residual, verify_matching, verify_rejection, verify_sampling
 
 torch.set_num_threads(1)
 BATCH, NUM_NODES, VOCAB = 40, 9, 6
@@ -33,6 +33,11 @@ def random_probs(rng: torch.Generator, *shape: int) -> torch.Tensor:
     weights *= torch.rand(*shape, generator=rng) > 0.3
     weights[..., 0] += 1e-3
     return weights / weights.sum(-1, keepdim=True)
+
+
+def after(target_probs: torch.Tensor) -> verify.TargetProbs:
+    """[batch, num_nodes + 1, vocab], looked up node by node."""
+    return lambda node: verify.at_node(target_probs, node)
 
 
 class Step:
@@ -76,7 +81,14 @@ class Step:
         }
 
     def verify_rejection(self, **changes):
-        return verify_rejection(**(self.arguments() | {"max_depth": self.max_depth} | changes))
+        arguments = self.arguments() | {"max_depth": self.max_depth} | changes
+        return verify_rejection(**arguments | {"target_probs": after(arguments["target_probs"])})
+
+    def verify_sampling(self, uniforms, target_probs=None):
+        target_probs = after(self.target_probs if target_probs is None else target_probs)
+        return verify_sampling(
+            self.tokens, self.children, self.num_nodes, target_probs, uniforms, self.max_depth
+        )
 
     def verify_matching(self, target_token_ids):
         return verify_matching(self.tokens, self.children, self.num_nodes, target_token_ids, self.max_depth)
@@ -108,6 +120,14 @@ def test_matching_equals_the_oracle(seed):
     ]
     assert rows(step.verify_matching(target_token_ids)) == expected
     assert max(len(path) for path, _ in expected) > 1
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_sampling_matches_what_was_sampled_at_all_nodes(seed):
+    step = Step(seed)
+    uniforms = step.uniform(*step.tokens.shape)
+    chosen = sample_from(step.target_probs.flatten(0, 1), uniforms.flatten()).view_as(step.tokens)
+    assert same(step.verify_sampling(uniforms), step.verify_matching(chosen))
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -246,6 +266,7 @@ def test_without_the_cpus_short_cuts_nothing_waits_for_the_device(monkeypatch):
     with OperatorNames() as operators:
         verified = step.verify_rejection()
         step.verify_matching(step.tokens)
+        step.verify_sampling(step.uniform(*step.tokens.shape))
         draw_children(step.draft_probs[:, 0], step.uniforms[:, 0])
     assert rows(verified) == expected
     assert "searchsorted" in operators.seen

@@ -186,7 +186,7 @@ def sampled_p_value(reuse_uniforms: bool = False) -> float:
         tokens,
         torch.from_numpy(TREE.children)[None],
         torch.full((NUM_SAMPLES,), TREE.num_nodes),
-        target_table[tokens],
+        lambda node: verify.at_node(target_table[tokens], node),
         draft_table[tokens[:, inner]],
         draft_row,
         uniforms[:, :1, :1].expand_as(uniforms) if reuse_uniforms else uniforms,

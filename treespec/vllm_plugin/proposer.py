@@ -12,7 +12,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
+from vllm.attention.layer import Attention
+from vllm.compilation.backends import set_model_tag
+from vllm.config import get_layers_from_vllm_config
 from vllm.forward_context import set_forward_context
+from vllm.model_executor.model_loader import get_model
 from vllm.v1.attention.backend import CommonAttentionMetadata
 from vllm.v1.spec_decode.draft_model import DraftModelProposer
 
@@ -20,6 +24,7 @@ from treespec.drawing import draw_children
 from treespec.tree import TokenTree
 from treespec.vllm_plugin.attention import TreeQueries
 from treespec.vllm_plugin.head import DraftHead
+from treespec.vllm_plugin.parallel import draft_config, draft_group
 from treespec.vllm_plugin.plan import DraftPlan, Level, draft_plan
 from treespec.vllm_plugin.sampling import greedy_requests, processed_probs, request_uniforms
 from treespec.vllm_plugin.timing import StepClock
@@ -75,7 +80,12 @@ class TreeProposer(DraftModelProposer):
         """Stock refuses what `load_model` below arranges for."""
 
     def load_model(self, target_model) -> None:
-        super().load_model(target_model)
+        self.in_draft_group = draft_group(self.vllm_config)
+        of_target = set(get_layers_from_vllm_config(self.vllm_config, Attention))
+        with self.in_draft_group(), set_model_tag("draft_model"):
+            self.model = get_model(vllm_config=draft_config(self.vllm_config), prefix="draft_model")
+        layers = get_layers_from_vllm_config(self.vllm_config, Attention)
+        self.attn_layer_names = [name for name in layers if name not in of_target]
         for name in self.attn_layer_names:
             layer = self.vllm_config.compilation_config.static_forward_context[name]
             layer.attn_backend = self.runner.tree_device.draft_backend
@@ -87,7 +97,7 @@ class TreeProposer(DraftModelProposer):
         )
 
     def dummy_run(self, num_tokens, use_cudagraphs=True, is_graph_capturing=False, slot_mappings=None):
-        with set_forward_context(None, self.vllm_config, num_tokens=num_tokens):
+        with self.in_draft_group(), set_forward_context(None, self.vllm_config, num_tokens=num_tokens):
             self.model(
                 input_ids=self.input_ids[:num_tokens],
                 positions=self.positions[:num_tokens],
@@ -298,8 +308,8 @@ class TreeProposer(DraftModelProposer):
 
 def best_columns(logits: Tensor, count: int) -> Tensor:
     """The likeliest columns, best first. logits [rows, columns] -> int64 [rows, count]"""
-    if count == 1:  # argmax reads the row once where topk sorts
-        return logits.argmax(dim=-1, keepdim=True)
+    if count == 1:  # reads the row once where topk sorts
+        return logits.max(dim=-1, keepdim=True).indices
     return logits.topk(count, dim=-1).indices
 
 

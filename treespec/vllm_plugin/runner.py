@@ -20,6 +20,7 @@ from vllm.v1.worker import gpu_model_runner
 from treespec.verify import Verified
 from treespec.vllm_plugin.attention import TreeQueries
 from treespec.vllm_plugin.device import Device
+from treespec.vllm_plugin.parallel import RankCheck
 from treespec.vllm_plugin.plan import draft_plan
 from treespec.vllm_plugin.proposer import TreeProposer
 from treespec.vllm_plugin.requests import is_plain, tree_of
@@ -53,6 +54,7 @@ class TreeRunnerMixin:
         self.effective_drafter_max_model_len = NO_LIMIT  # each request is limited on its own
         self.drafter.clock = self.clock = StepClock(self.tree_device)
         self.verifier = Verifier(self)
+        self.rank_check = RankCheck.of(self.vllm_config)
         self.states: dict[str, DraftState] = {}
         self.round: Round | None = None
         self.off_chain = torch.zeros((), dtype=torch.int64, device=self.device)
@@ -221,12 +223,15 @@ class TreeRunnerMixin:
                 trees.append(state.tree if wanted and fits else None)
         drafts: list[list[int]] = [[] for _ in batch.req_ids]
         if index:
-            drafted = self.drafter.draft(np.asarray(index), np.asarray(start), np.asarray(end), trees)
+            with self.drafter.in_draft_group():
+                drafted = self.drafter.draft(np.asarray(index), np.asarray(start), np.asarray(end), trees)
             for i, stop, draft in zip(index, end, drafted, strict=True):
                 state = self.states[batch.req_ids[i]]
                 state.num_computed = stop
                 if draft is not None and draft.token_ids:
                     drafts[i] = state.propose(stop - 1, draft.token_ids, draft.last_slot, draft.probs)
+        if self.rank_check is not None:
+            self.rank_check(sampled_token_ids, drafts)
         return drafts
 
     def _settle_states(self) -> None:

@@ -37,7 +37,7 @@ def processed_probs(logits: Tensor, metadata: SamplingMetadata, request: Tensor)
     probs = apply_top_k_top_p(scaled, top_k, top_p).softmax(dim=-1)
     if metadata.all_random:
         return probs
-    best = torch.zeros_like(probs).scatter_(1, logits.argmax(-1, keepdim=True), 1.0)
+    best = torch.zeros_like(probs).scatter_(1, logits.max(-1, keepdim=True).indices, 1.0)
     return torch.where(is_greedy[:, None], best, probs)
 
 

@@ -14,9 +14,15 @@ import torch
 from torch import Tensor
 from vllm.v1.outputs import SamplerOutput
 
-from treespec.drawing import sample_from
 from treespec.tree import TokenTree
-from treespec.verify import Verified, verify_matching, verify_rejection
+from treespec.verify import (
+    TargetProbs,
+    Verified,
+    at_node,
+    verify_matching,
+    verify_rejection,
+    verify_sampling,
+)
 from treespec.vllm_plugin.attention import TreeQueries
 from treespec.vllm_plugin.plan import draft_plan
 from treespec.vllm_plugin.sampling import processed_probs, request_uniforms, stock_metadata
@@ -45,7 +51,7 @@ class Verifier:
     def __init__(self, runner):
         self._runner = runner
         self._spare = torch.Generator(device=runner.device)  # for rows whose sample nobody uses, or no seed
-        self._spare.seed()
+        self._spare.manual_seed(runner.model_config.seed)  # the same on every rank
 
     def verify(self, logits: Tensor, round: Round, last_rows: Tensor) -> tuple[Verified, Tensor]:
         """logits: [sum of nodes + 1 over requests, vocab], requests in batch order.
@@ -64,22 +70,26 @@ class Verifier:
         children = self._tables(trees, "children")[:, :width]  # a draft may be cut short
         max_depth = max(tree.depth for tree in trees if tree)
         if metadata.all_greedy:
-            chosen = logits.argmax(dim=-1)[rows]
+            chosen = logits.max(dim=-1).indices[rows]  # argmax, which on bfloat16 takes six times as long
             verified = verify_matching(drafted, children, num_nodes, chosen, max_depth)
         else:
-            request = self._to_device(np.repeat(np.arange(len(counts)), counts))
-            target_probs = processed_probs(logits, metadata, request)  # [sum of nodes + 1, vocab]
+            probs = self._target_probs(logits, rows)
             if self._runner.drafter.draws_children:
-                verified = self._reject(round, drafted, children, num_nodes, target_probs[rows], max_depth)
+                verified = self._reject(round, drafted, children, num_nodes, probs, max_depth)
             else:
                 uniforms = self._uniforms(round, [int(count) for count in counts])
-                chosen = sample_from(target_probs, uniforms[request, self._to_device(_places(counts))])
-                verified = verify_matching(drafted, children, num_nodes, chosen[rows], max_depth)
+                verified = verify_sampling(drafted, children, num_nodes, probs, uniforms, max_depth)
         self._take_undrafted(round, logits[last_rows], verified)
         return verified, rows
 
+    def _target_probs(self, logits: Tensor, rows: Tensor) -> TargetProbs:
+        """logits [sum of nodes + 1 over requests, vocab], rows int64 [num_reqs, num_nodes + 1]"""
+        metadata = self._runner.input_batch.sampling_metadata
+        request = torch.arange(len(rows), device=rows.device)
+        return lambda node: processed_probs(logits[at_node(rows, node)], metadata, request)
+
     def _reject(self, round, drafted, children, num_nodes, target_probs, max_depth) -> Verified:
-        """The modified rejection rule. target_probs: [num_reqs, num_nodes + 1, vocab]"""
+        """The modified rejection rule."""
         trees = round.trees
         num_tests = [tree.depth * tree.max_children if tree else 0 for tree in trees]
         random = self._uniforms(round, [count + 1 for count in num_tests])
@@ -161,11 +171,6 @@ class Verifier:
 
     def _to_device(self, array: np.ndarray) -> Tensor:
         return torch.from_numpy(array).to(self._runner.device, non_blocking=True)
-
-
-def _places(counts: np.ndarray) -> np.ndarray:
-    """0..count-1 for every request, one after another. int64 [sum of counts]"""
-    return np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
 
 
 def _widest(trees: list[TokenTree | None]) -> list[int]:

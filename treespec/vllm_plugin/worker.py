@@ -27,7 +27,21 @@ def check_config(config: VllmConfig) -> None:
             f"treespec: kv_cache_dtype {config.cache_config.cache_dtype!r}; expected 'auto', "
             "a quantised cache would make drafted and plain decoding differ"
         )
+    if config.parallel_config.decode_context_parallel_size > 1:
+        raise ValueError(
+            f"treespec: decode_context_parallel_size {config.parallel_config.decode_context_parallel_size}; "
+            "expected 1, a rank must hold the whole of a tree's cache"
+        )
     for role, model in (("model", config.model_config), ("draft", speculative.draft_model_config)):
+        kinds = {
+            "multimodal": model.is_multimodal_model,
+            "M-RoPE": model.uses_mrope,
+            "encoder-decoder": model.is_encoder_decoder,
+            "state-space layers": model.is_hybrid or model.is_attention_free,
+        }
+        for kind, is_so in kinds.items():
+            if is_so:
+                raise ValueError(f"treespec: {role} {model.model}: {kind}; expected a text-only decoder")
         if model.get_sliding_window() is not None:
             raise ValueError(
                 f"treespec: {role} {model.model}: sliding window {model.get_sliding_window()}; expected none"
