@@ -6,10 +6,11 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 UV := $(BIN)/uv
-UV_VERSION := 0.13.9
 LOCKS := requirements/cpu.lock requirements/dev.lock
 READY := $(VENV)/.ready
-COMPILE := $(UV) pip compile -q --universal --python-version 3.11 --generate-hashes
+TOOLS := docker/tools.lock
+COMPILE := $(UV) pip compile -q
+BY_HASH := --universal --python-version 3.11 --generate-hashes
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .PHONY: repro test lint report image image-test image-test-cuda locks clean
@@ -39,23 +40,23 @@ $(READY): $(LOCKS) pyproject.toml Makefile | $(UV)
 	$(UV) pip install -q --python $(BIN)/python --no-deps --no-build-isolation -e .
 	touch $@
 
-$(UV): Makefile
+$(UV): Makefile $(TOOLS)
 	$(PYTHON) -c 'import sys; (3, 11) <= sys.version_info[:2] <= (3, 13) or sys.exit("Python 3.11 to 3.13 is needed, not " + sys.version.split()[0] + ": make PYTHON=python3.12")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q --disable-pip-version-check uv==$(UV_VERSION)
+	$(BIN)/python -m pip install -q --disable-pip-version-check --require-hashes -r $(TOOLS)
 	touch $@
 
 # What is locked stays; take a line out of a lock, or add -U here, to move it.
 locks: $(UV)
-	$(COMPILE) requirements/cpu.in --override requirements/overrides-cpu.txt -o requirements/cpu.lock
-	$(COMPILE) requirements/cuda.in -o requirements/cuda.lock
-	$(COMPILE) requirements/dev.in -o requirements/dev.lock
-	$(COMPILE) docker/tools.in -o docker/tools.lock
+	$(COMPILE) requirements/cpu.in --override requirements/overrides-cpu.txt $(BY_HASH) -o requirements/cpu.lock
+	$(COMPILE) requirements/cuda.in $(BY_HASH) -o requirements/cuda.lock
+	$(COMPILE) requirements/dev.in $(BY_HASH) -o requirements/dev.lock
+	$(COMPILE) docker/tools.in $(BY_HASH) -o $(TOOLS)
 
 clean:
 	rm -rf $(VENV) data/gsm8k models/pypi-* models/path-* models/hf-*
 
-# Build and run the image for real, on a stand-in base (root, Debian, mmdebstrap); minutes and 17 GB of disk.
+# Build and run the image for real: on Docker, or as root on Debian without it; minutes and 20 GB of disk.
 image-test: $(READY)
 	pytest tests/pipeline/test_docker.py -m slow
 

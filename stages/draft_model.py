@@ -11,27 +11,23 @@ requests.parquet), and prints a summary with the acceptance at every position.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from stages.common import options, summary
 from stages.common.arm import Arm, run_arm
 from stages.common.errors import UserError, run_cli
-from stages.common.params import Params
+from stages.common.params import AUTO, Params
+from stages.common.trees import chain_length, chain_name, chain_of, tree_of
 
 
 def main() -> None:
     flags = options.parser("stages.draft_model", __doc__)
-    flags.add_argument(
-        "--draft-model",
-        metavar="D",
-        help="like --target-model, or made of the target: prune:0,1,... (its layers) or distilled:DIR",
-    )
-    flags.add_argument(
-        "--draft-tensor-parallel-size", type=int, metavar="N", help="1 or --tensor-parallel-size"
-    )
+    options.add_draft_flags(flags)
     flags.add_argument(
         "--num-speculative-tokens",
-        type=int,
+        type=chain_length,
         metavar="K",
-        help="length of the chain, or most levels of the tree",
+        help="length of the chain, or most levels of the tree; auto: as stages.grow_tree chose",
     )
     flags.add_argument("--use-tree", action="store_true", help="draft a token tree instead of a chain")
     flags.add_argument(
@@ -45,38 +41,44 @@ def main() -> None:
     params = options.read_params(
         arguments,
         {
-            "models.draft": options.as_reference(arguments.draft_model),
-            "engine.draft_tensor_parallel_size": arguments.draft_tensor_parallel_size,
+            **options.draft_values(arguments),
             "speculation.implementation": arguments.implementation,
             "speculation.chain.num_speculative_tokens": None if uses_tree or depth is None else [depth],
         },
     )
     size = options.only_batch_size(params)
-    arm = tree_arm(params, arguments.tree, depth, size) if uses_tree else chain_arm(params, size)
+    results = arguments.results
+    if uses_tree:
+        arm = tree_arm(params, arguments.tree, depth, size, results)
+    else:
+        arm = chain_arm(params, size, results)
     plan = arm.plan(params)
     inputs = options.read_inputs(arguments, params)
-    summary.show(run_arm(params, arm, plan, inputs, arguments.results))
+    summary.show(run_arm(params, arm, plan, inputs, results))
 
 
-def chain_arm(params: Params, max_num_seqs: int) -> Arm:
+def chain_arm(params: Params, max_num_seqs: int, results: Path) -> Arm:
     """The one chain of a command line run. UserError where params.yaml names several."""
     lengths = params.speculation.chain.num_speculative_tokens
     if len(lengths) > 1:
         raise UserError(
             "--num-speculative-tokens", "(absent)", f"one of {list(lengths)}: params.yaml names several"
         )
-    return Arm.chain(lengths[0], max_num_seqs)
+    chain = chain_of(lengths[0], max_num_seqs, results)
+    return Arm.of_chain(chain_name(lengths[0]), chain, max_num_seqs)
 
 
-def tree_arm(params: Params, name: str | None, depth: int | None, max_num_seqs: int) -> Arm:
+def tree_arm(
+    params: Params, name: str | None, depth: int | str | None, max_num_seqs: int, results: Path
+) -> Arm:
     """The tree `name`, or the one that params.yaml names, of at most `depth` levels."""
     names = params.speculation.tree.names
     if name is None and len(names) != 1:
         raise UserError("--tree", "(absent)", f"one of {list(names)}: params.yaml does not name just one")
     name = name or names[0]
-    tree = params.tree(name)
-    if depth is not None and depth < 1:
-        raise UserError("--num-speculative-tokens", depth, "at least 1")
+    tree = tree_of(params, name, max_num_seqs, results)
+    if depth is not None and (depth == AUTO or depth < 1):
+        raise UserError("--num-speculative-tokens", depth, "at least 1: the most levels of the tree")
     if depth is None or depth >= tree.depth:
         return Arm.of_tree(name, tree, max_num_seqs)
     return Arm.of_tree(f"{name.removesuffix('.json')}-depth{depth}", tree.truncated(depth), max_num_seqs)

@@ -3,10 +3,12 @@
     python -m stages.report                          # results/ by params.yaml -> report/
     python -m stages.report --compare main           # results/summary.json against a git revision's
 
-Reads results/<arm>/<key>/ for every arm that params lists, results/environment.json, models.json and
-probe.json. Writes results/summary.json, results/plots/*.csv, report/index.html (one self-contained page),
-report/report.md and report/main.svg. A missing or partial arm is an error and nothing is written; an arm
-that failed (failed.json) is named in the report, which is still written, and the exit status is 2.
+Reads results/<arm>/<key>/ for every arm that params lists, results/interleaved, peer_transformers and
+calibration as far as params ask for them, environment.json, models.json and probe.json. Writes
+results/summary.json, results/plots/*.csv, report/index.html (one self-contained page), report/report.md,
+report/main.svg and, where an arm is recommended, the params file that adopts it, profiles/recommended.yaml.
+A missing or partial arm is an error and nothing is written; an arm that failed (failed.json) is named in the
+report, which is still written, and the exit status is 2.
 """
 
 from __future__ import annotations
@@ -20,19 +22,23 @@ from stages.common.errors import UserError, run_cli
 from stages.common.files import write_json
 from stages.common.params import PARAMS_FILE, Params, load_params
 from stages.reporting.analysis import analyse
+from stages.reporting.compare import compare
 from stages.reporting.figures import draw
-from stages.reporting.load import load_run
+from stages.reporting.load import Run, load_run
 from stages.reporting.page import write_pages
+from stages.reporting.prediction import predict_arms
 from stages.reporting.prose import context_of
-from stages.reporting.summary import summarise, tables, write_tables
-from stages.reporting.terminal import compare, print_summary
+from stages.reporting.recommended import write_recommended
+from stages.reporting.summary import summarise
+from stages.reporting.tables import tables, write_tables
+from stages.reporting.terminal import print_summary
 from stages.reporting.verdict import judge
 
 
-def build(params: Params, results: Path, report: Path, console: Console) -> None:
+def build(params: Params, results: Path, report: Path, recommended: Path, console: Console) -> None:
     """Write the whole report. Raises UserError: a partial folder before, a failed arm after writing."""
     run = load_run(params, results)
-    analysis = analyse(run)
+    analysis = analyse(run, results, _predictions(params, results, run))
     verdict = judge(analysis)
     frames = tables(analysis)
     context = context_of(analysis)
@@ -40,11 +46,18 @@ def build(params: Params, results: Path, report: Path, console: Console) -> None
     write_tables(results / "plots", frames)
     write_json(results / "summary.json", summarise(analysis, verdict))
     print_summary(console, analysis, verdict, context)
-    console.print(
-        f"written: {report / 'index.html'}, {report / 'report.md'}, {results / 'summary.json'}", style="dim"
-    )
+    written = [report / "index.html", report / "report.md", results / "summary.json"]
+    if write_recommended(params, verdict.best.name if verdict.best else None, recommended):
+        written.append(recommended)
+    console.print(f"written: {', '.join(map(str, written))}", style="dim", soft_wrap=True)
     if run.failed:
         raise UserError("failed arms", ", ".join(run.failed), "every arm to finish; the report names them")
+
+
+def _predictions(params: Params, results: Path, run: Run) -> dict[str, float]:
+    """Predicted time per token in ms by arm name, of the arms that the calibration covers."""
+    found = predict_arms(params, results, [arm.name for arm in run.arms.values()])
+    return {name: prediction.time_per_token_ms for name, prediction in found.items()}
 
 
 def main() -> None:
@@ -67,6 +80,13 @@ def main() -> None:
         "--report", type=Path, default=Path("report"), metavar="DIR", help="default: %(default)s"
     )
     parser.add_argument(
+        "--recommended",
+        type=Path,
+        default=Path("profiles/recommended.yaml"),
+        metavar="FILE",
+        help="params that adopt the winner; default: %(default)s",
+    )
+    parser.add_argument(
         "--compare",
         metavar="REV",
         help="print how results/summary.json differs from this git revision's, and stop",
@@ -76,7 +96,8 @@ def main() -> None:
     if arguments.compare:
         compare(console, arguments.results, arguments.compare)
     else:
-        build(load_params(arguments.params), arguments.results, arguments.report, console)
+        params = load_params(arguments.params)
+        build(params, arguments.results, arguments.report, arguments.recommended, console)
 
 
 if __name__ == "__main__":

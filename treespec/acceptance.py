@@ -12,10 +12,18 @@ is never used.
     [[0.8, 0.1]]
     >>> expected_tokens(TokenTree.from_paths([[0], [1]]), profile)
     1.9
+
+Recorded ranks say more than a table of them: tokens that are easy for the draft stand together, so that long
+paths are accepted more often than independent levels would be. `Recording` replays a tree along the ranks.
+
+    >>> recording = Recording([[0, 0, 1, 0, 0, 7, 0]])
+    >>> recording.tokens_per_step(TokenTree.chain(2))
+    2.0
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -89,6 +97,10 @@ class RankAcceptance:
         """The table's row for children `level + 1` edges below the root."""
         return min(level, len(self.conditional) - 1)
 
+    def weights(self, path: tuple[int, ...]) -> np.ndarray:
+        """Probability by rank that a child is accepted once `path` was. float64 [ranks]"""
+        return self.marginals[self.row(len(path))]
+
 
 def node_probs(tree: TokenTree, acceptance: RankAcceptance) -> np.ndarray:
     """Probability that each node is on the accepted path; 1 for the root. float64 [num_nodes + 1]"""
@@ -103,3 +115,90 @@ def node_probs(tree: TokenTree, acceptance: RankAcceptance) -> np.ndarray:
 def expected_tokens(tree: TokenTree, acceptance: RankAcceptance) -> float:
     """Tokens a step yields on average: the accepted nodes, and the bonus token that the root stands for."""
     return float(node_probs(tree, acceptance).sum())
+
+
+class Recording:
+    """Ranks of the target's tokens among the draft's candidates, answer by answer, -1 for none.
+
+    The first token of an answer comes with the prompt's own pass; every step after it drafts a tree and
+    accepts the path that the recorded ranks spell. For greedy decoding, and for sampling over the draft's
+    likeliest children, that is what the engine does.
+    """
+
+    NUM_RANKS = 32  # of the table and of `weights`; a tree's higher ranks are replayed all the same
+    PRIOR = 20.0  # contexts that the table counts for, beside those recorded on the very path
+
+    def __init__(self, answers: Iterable[Sequence[int]], source: str = "unstated"):
+        """Raises ValueError unless at least one answer has a token behind its first."""
+        self.answers = [answer for answer in map(np.asarray, answers) if len(answer) > 1]
+        self.source = source
+        if not self.answers:
+            raise ValueError("no ranks were recorded; expected at least one answer of two tokens")
+        # All answers in a row, each without its first token and with one place behind it where none follows.
+        self._ranks = np.concatenate([np.append(answer[1:], -1) for answer in self.answers])
+        self._inside = np.concatenate([np.arange(1, 1 + len(a)) < len(a) for a in self.answers])
+        self._at: dict[tuple[int, ...], np.ndarray] = {(): np.flatnonzero(self._inside)}
+
+    @cached_property
+    def table(self) -> RankAcceptance:
+        """The share of every rank over all contexts, whatever stands before them."""
+        counts, num_contexts = self._count(self._at[()])
+        return RankAcceptance.from_counts(counts[None], np.array([num_contexts]), self.source)
+
+    @property
+    def num_ranks(self) -> int:
+        return self.NUM_RANKS
+
+    def by_depth(self, max_depth: int) -> tuple[np.ndarray, np.ndarray]:
+        """Ranks after so many tokens in a row that were the draft's first choice: counts [max_depth, ranks]
+        and contexts [max_depth], as `RankAcceptance.from_counts` takes them."""
+        rows = [self._count(self._starts((0,) * depth)) for depth in range(max_depth)]
+        return np.stack([counts for counts, _ in rows]), np.array([contexts for _, contexts in rows])
+
+    def weights(self, path: tuple[int, ...]) -> np.ndarray:
+        """Probability by rank that a child is accepted once `path` was: recorded, steadied by the table."""
+        counts, num_contexts = self._count(self._starts(path))
+        return (counts + self.PRIOR * self.table.marginals[0]) / (num_contexts + self.PRIOR)
+
+    def steps(self, tree: TokenTree) -> list[int]:
+        """Steps that each answer takes with `tree`."""
+        accepted = self._accepted(tree).tolist()
+        steps, first = [], 0
+        for answer in self.answers:
+            position, count = first, 0
+            end = first + len(answer) - 1
+            while position < end:
+                position += accepted[position] + 1
+                count += 1
+            steps.append(count)
+            first = end + 1
+        return steps
+
+    def tokens_per_step(self, tree: TokenTree) -> float:
+        """Mean acceptance length, bonus token counted."""
+        return sum(len(answer) - 1 for answer in self.answers) / sum(self.steps(tree))
+
+    def _accepted(self, tree: TokenTree) -> np.ndarray:
+        """Nodes accepted by a step whose first child stands for this token. int64 [tokens]"""
+        size = len(self._ranks)
+        ranks = np.concatenate([self._ranks, np.full(tree.depth, -1)])
+        node, accepted = np.zeros(size, dtype=np.int64), np.zeros(size, dtype=np.int64)
+        for depth in range(tree.depth):
+            rank = ranks[depth : depth + size]
+            known = (node >= 0) & (rank >= 0) & (rank < tree.max_children)
+            node = np.where(known, tree.children[node, np.where(known, rank, 0)], -1)
+            accepted += node >= 0
+        return accepted
+
+    def _starts(self, path: tuple[int, ...]) -> np.ndarray:
+        """Contexts that follow the ranks of `path`. int64 [contexts]"""
+        if path not in self._at:
+            before = self._starts(path[:-1])
+            after = before[self._ranks[before] == path[-1]] + 1
+            self._at[path] = after[self._inside[after]]
+        return self._at[path]
+
+    def _count(self, contexts: np.ndarray) -> tuple[np.ndarray, int]:
+        ranks = self._ranks[contexts]
+        ranks = ranks[(ranks >= 0) & (ranks < self.NUM_RANKS)]
+        return np.bincount(ranks, minlength=self.NUM_RANKS).astype(np.float64), len(contexts)

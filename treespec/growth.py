@@ -14,7 +14,7 @@ least time per token under a measured cost model.
     (-1, 0, 1, 2, 0)
 
     python -m treespec.growth --method dp --nodes 8 --max-depth 5 --acceptance 0.7,0.4,0.2 \\
-        --output trees/grown_8.json
+        --output trees/my_8.json
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import heapq
 
 import numpy as np
 
-from treespec.acceptance import RankAcceptance
+from treespec.acceptance import RankAcceptance, Recording
 from treespec.cost import CostModel
 from treespec.tree import TokenTree, check_size
 
@@ -93,34 +93,64 @@ def _place(parents: list[int], num_nodes: int, plans: list[list[np.ndarray]]) ->
 
 
 def grow_fastest(
-    acceptance: RankAcceptance, cost: CostModel, max_nodes: int, max_depth: int, batch_size: int = 1
+    acceptance: RankAcceptance | Recording,
+    cost: CostModel,
+    max_nodes: int,
+    max_depth: int,
+    batch_size: int = 1,
 ) -> TokenTree:
     """The tree of at most `max_nodes` nodes and `max_depth` levels with the least expected time per token.
 
-    For every depth and every cap on the inner nodes of a level (what a draft forward pays for), nodes are
-    added likeliest first and the time is taken after each. That is the true optimum where the draft's time
-    does not depend on its tokens and no rank is likelier than an elder one; under other costs no tree of 7
-    nodes or fewer was found more than 1% faster (tests/unit/test_growth.py).
+    It is the true optimum where the draft's time does not depend on its tokens and no rank is likelier than
+    an elder one; under other costs no tree of 7 nodes or fewer was found more than 1% faster
+    (tests/unit/test_growth.py).
+    """
+    candidates = fast_candidates(acceptance, cost, max_nodes, max_depth, batch_size)
+    return min(candidates, key=lambda candidate: candidate[0])[1]
+
+
+def fast_candidates(
+    acceptance: RankAcceptance | Recording,
+    cost: CostModel,
+    max_nodes: int,
+    max_depth: int,
+    batch_size: int = 1,
+) -> list[tuple[float, TokenTree]]:
+    """Trees worth a closer look, each with its expected time per token in milliseconds.
+
+    One for every depth and every cap on the inner nodes of a level (what a draft forward pays for): nodes
+    are added likeliest first, the time is taken after each, and the least is kept.
     """
     check_size(max_nodes, max_depth)
     if batch_size < 1:
         raise ValueError(f"{batch_size} sequences; expected at least 1")
     measured = {tokens // batch_size for tokens in cost.draft_ms}  # a cost curve bends only there
     caps = sorted(cap for cap in {*range(1, 9), *measured, max_nodes} if 1 <= cap <= max_nodes)
-    best_ms, best_paths = np.inf, []
+    found = []
     for depth in range(1, max_depth + 1):
         for cap in caps:
             paths, probs, inner = _likeliest_nodes(acceptance, max_nodes, depth, cap)
             draft = np.where(inner > 0, cost.draft(batch_size * inner), 0.0).sum(axis=1)
             verify = cost.target(batch_size * np.arange(2, len(paths) + 2))
             ms = (draft + verify + cost.overhead_ms) / (1 + np.cumsum(probs))
-            if ms.min() < best_ms:
-                best_ms, best_paths = ms.min(), paths[: ms.argmin() + 1]
-    return TokenTree.from_paths(best_paths)
+            found.append((float(ms.min()), TokenTree.from_paths(paths[: ms.argmin() + 1])))
+    return found
+
+
+def grow_likeliest(acceptance: RankAcceptance | Recording, num_nodes: int, max_depth: int) -> TokenTree:
+    """The `num_nodes` nodes that are accepted most often, where no rank is likelier than an elder one.
+
+    Raises ValueError if there are not so many in `max_depth` levels.
+    """
+    check_size(num_nodes, max_depth)
+    paths = _likeliest_nodes(acceptance, num_nodes, max_depth, num_nodes)[0]
+    if len(paths) < num_nodes:
+        raise ValueError(f"{num_nodes} nodes in {max_depth} levels; expected at most {len(paths)}")
+    return TokenTree.from_paths(paths)
 
 
 def _likeliest_nodes(
-    acceptance: RankAcceptance, max_nodes: int, max_depth: int, max_inner: int
+    acceptance: RankAcceptance | Recording, max_nodes: int, max_depth: int, max_inner: int
 ) -> tuple[list[tuple[int, ...]], np.ndarray, np.ndarray]:
     """Nodes in the order of their probability, at most `max_inner` of a level having children.
 
@@ -128,13 +158,15 @@ def _likeliest_nodes(
     of each level in the tree that ends with this node [nodes, max_depth].
     """
     paths, probs = [], []
+    weights: dict[tuple[int, ...], np.ndarray] = {}  # of the children of a path
     opened = [0] * (max_depth + 1)
     waiting: list[tuple[float, tuple[int, ...], float]] = []  # (-probability, path, the parent's)
 
     def offer(path: tuple[int, ...], parent_prob: float) -> None:
         if path[-1] < acceptance.num_ranks:
-            weight = acceptance.marginals[acceptance.row(len(path) - 1), path[-1]]
-            heapq.heappush(waiting, (-parent_prob * weight, path, parent_prob))
+            if path[:-1] not in weights:
+                weights[path[:-1]] = acceptance.weights(path[:-1])
+            heapq.heappush(waiting, (-parent_prob * weights[path[:-1]][path[-1]], path, parent_prob))
 
     offer((0,), 1.0)
     while waiting and len(paths) < max_nodes:

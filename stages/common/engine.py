@@ -11,11 +11,15 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from stages.common.errors import UserError
+from stages.common.model_limits import check_for_plugin, whole_draft_line
 from stages.common.params import Params
 from treespec.tree import TokenTree
 from treespec.vllm_plugin import CPU_WORKER, CUDA_WORKER, VLLM_VERSION, installed_vllm
@@ -65,7 +69,12 @@ class EnginePlan:
         return cls(arguments, _environment(params, uses_plugin), uses_plugin)
 
     def start(self, target: str, draft: str | None = None) -> Any:
-        """Load the models. Sets the process's environment first, since vLLM reads it on import."""
+        """Load the models. Sets the process's environment first, since vLLM reads it on import.
+
+        Raises UserError where a model's config.json names what the plugin cannot run.
+        """
+        if self.uses_plugin:
+            self._check_models(Path(target), Path(draft))
         os.environ.update(self.environment)
         from vllm import LLM
 
@@ -73,6 +82,13 @@ class EnginePlan:
         if "speculative_config" in arguments:
             arguments["speculative_config"] = {**arguments["speculative_config"], "model": draft}
         return LLM(**arguments)
+
+    def _check_models(self, target: Path, draft: Path) -> None:
+        check_for_plugin("target", target)
+        check_for_plugin("draft", draft)
+        num_ranks = self.arguments["tensor_parallel_size"]
+        if num_ranks > self.arguments["speculative_config"]["draft_tensor_parallel_size"]:
+            print(whole_draft_line(target, draft, self.arguments["dtype"], num_ranks), file=sys.stderr)
 
 
 def _speculation(params: Params, tree: TokenTree, stock: bool) -> dict[str, Any]:
@@ -139,14 +155,33 @@ def _environment(params: Params, uses_plugin: bool) -> dict[str, str]:
     }
     if params.engine.device == "cpu":
         environment["VLLM_CPU_KVCACHE_SPACE"] = str(math.ceil(params.engine.kv_cache_gib))
+        environment |= _cpu_threads(params.engine.tensor_parallel_size)
     if params.engine.tensor_parallel_size * params.engine.pipeline_parallel_size == 1:
         # One process: on a small machine the engine's own process would take a core from the model.
         environment["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     return environment
 
 
+def _cpu_threads(num_ranks: int) -> dict[str, str]:
+    """Every rank's CPUs, where vLLM would find none: on its own it gives each rank a NUMA node."""
+    nodes = len(list(Path("/sys/devices/system/node").glob("node[0-9]*")))
+    if num_ranks <= max(nodes, 1) or "VLLM_CPU_OMP_THREADS_BIND" in os.environ:
+        return {}
+    cpus = [str(cpu) for cpu in sorted(os.sched_getaffinity(0))]
+    if len(cpus) < num_ranks:
+        return {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1"}
+    share = len(cpus) // num_ranks
+    parts = [",".join(cpus[rank * share : (rank + 1) * share]) for rank in range(num_ranks)]
+    return {"VLLM_CPU_OMP_THREADS_BIND": "|".join(parts)}
+
+
 def _check_devices(params: Params) -> None:
     engine = params.engine
+    if engine.distributed_executor_backend == "ray":
+        if engine.device == "cpu":
+            raise UserError("engine.distributed_executor_backend", "ray", "mp on cpu, as vLLM 0.15.0 has it")
+        if find_spec("ray") is None:
+            raise UserError("engine.distributed_executor_backend", "ray", "mp: Ray is not installed here")
     if engine.device == "cpu":
         if not _is_cpu_build():
             raise UserError("engine.device", "cpu", "cuda: this is the CUDA build of vLLM")

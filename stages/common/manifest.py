@@ -92,13 +92,19 @@ def check_tensor_parallel(field: str, model: Model, size: int) -> None:
 
 
 def check_memory(target: Model, draft: Model | None, engine: Engine) -> None:
-    """Both models' weights must fit beside each other; the KV cache too on cpu, where its size is given."""
+    """Both models' weights must fit beside each other; the KV cache too on cpu, where its size is given.
+
+    A draft with tensor parallel size 1 lies whole on every rank; on cpu the ranks share one memory, and
+    each has a KV cache of its own.
+    """
     target_bytes = target.weights.bytes_as(engine.dtype)
     draft_bytes = draft.weights.bytes_as(engine.dtype) if draft else 0
     if engine.device == "cpu":
         import psutil
 
-        needed = target_bytes + draft_bytes + engine.kv_cache_gib * _GIB
+        ranks = engine.tensor_parallel_size
+        drafts = ranks // engine.draft_tensor_parallel_size
+        needed = target_bytes + drafts * draft_bytes + ranks * engine.kv_cache_gib * _GIB
         _refuse_if_too_big("memory", psutil.virtual_memory().available, needed, "weights and KV cache")
         return
     import torch

@@ -5,7 +5,7 @@ A number that does not exist is None, never NaN.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,13 +18,10 @@ from treespec.tree import TokenTree
 def times(passes: Sequence[Pass]) -> dict[str, Any]:
     """Totals over all passes, spreads over all requests, and the passes one by one."""
     requests = [request for one in passes for request in one.requests]
-    wall = sum(one.wall_time_s for one in passes)
-    tokens = sum(one.num_output_tokens for one in passes)
+    total = totals(passes)
     return {
-        "num_output_tokens": tokens,
-        "wall_time_s": wall,
-        "throughput_tokens_per_s": tokens / wall,
-        "time_per_token_ms": wall * 1e3 / tokens,
+        **total,
+        "throughput_tokens_per_s": total["num_output_tokens"] / total["wall_time_s"],
         **{name: _spread([r[name] for r in requests]) for name in ("ttft_ms", "tpot_ms", "e2e_ms")},
         "gsm8k_accuracy": float(np.mean([request["correct"] for request in requests])),
         "passes": [
@@ -32,6 +29,24 @@ def times(passes: Sequence[Pass]) -> dict[str, Any]:
             for one in passes
         ],
     }
+
+
+def totals(passes: Sequence[Pass]) -> dict[str, Any]:
+    """Tokens, seconds and milliseconds a token, prompts included."""
+    wall = sum(one.wall_time_s for one in passes)
+    tokens = sum(one.num_output_tokens for one in passes)
+    return {"num_output_tokens": tokens, "wall_time_s": wall, "time_per_token_ms": wall * 1e3 / tokens}
+
+
+def same_share(passes: Iterable[Pass], others: Iterable[Pass]) -> float:
+    """Share of the answers whose token ids are those of the same prompt and repeat in `others`."""
+    theirs = {(r["prompt_index"], r["repeat"]): r["output_token_ids"] for one in others for r in one.requests}
+    same = [
+        r["output_token_ids"] == theirs[r["prompt_index"], r["repeat"]]
+        for one in passes
+        for r in one.requests
+    ]
+    return sum(same) / len(same)
 
 
 def _spread(values: list[float | None]) -> dict[str, float | None]:

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from stages.common import gsm8k
-from stages.common.arm import Inputs
 from stages.common.environment import describe_machine
 from stages.common.errors import UserError
 from stages.common.files import read_json
+from stages.common.inputs import Inputs
 from stages.common.manifest import build_manifest
 from stages.common.params import PARAMS_FILE, Params, load_params, override
 
@@ -30,8 +30,8 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"error: {message}; see --help\n")
 
 
-def parser(program: str, description: str) -> argparse.ArgumentParser:
-    """A parser with the flags of every measuring stage."""
+def plain_parser(program: str, description: str) -> argparse.ArgumentParser:
+    """A parser with the two flags that every stage has."""
     flags = _Parser(
         prog=f"python -m {program}",
         description=description,
@@ -41,6 +41,12 @@ def parser(program: str, description: str) -> argparse.ArgumentParser:
     flags.add_argument(
         "--results", type=Path, default=RESULTS_FOLDER, help="where to write (default: %(default)s)"
     )
+    return flags
+
+
+def parser(program: str, description: str) -> argparse.ArgumentParser:
+    """A parser with the flags of every measuring stage."""
+    flags = plain_parser(program, description)
     flags.add_argument(
         "--gsm8k",
         type=Path,
@@ -59,11 +65,34 @@ def parser(program: str, description: str) -> argparse.ArgumentParser:
         "--num-prompts", type=int, metavar="N", help="the first N questions of GSM8K's test split"
     )
     flags.add_argument("--max-tokens", type=int, metavar="N", help="longest answer")
+    flags.add_argument(
+        "--temperature", type=float, metavar="T", help="0: greedy; above: sampled, in every arm alike"
+    )
     flags.add_argument("--repeats", type=int, metavar="N", help="passes over the prompts")
     flags.add_argument(
         "--enforce-eager", action="store_const", const=True, help="neither torch.compile nor CUDA graphs"
     )
     return flags
+
+
+def add_draft_flags(flags: argparse.ArgumentParser) -> None:
+    """The flags of every stage that has a draft."""
+    flags.add_argument(
+        "--draft-model",
+        metavar="D",
+        help="like --target-model, or made of the target: prune:0,1,... (its layers) or distilled:DIR",
+    )
+    flags.add_argument(
+        "--draft-tensor-parallel-size", type=int, metavar="N", help="1 or --tensor-parallel-size"
+    )
+
+
+def draft_values(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What they replace in params, for `read_params`."""
+    return {
+        "models.draft": as_reference(arguments.draft_model),
+        "engine.draft_tensor_parallel_size": arguments.draft_tensor_parallel_size,
+    }
 
 
 def read_params(arguments: argparse.Namespace, more: dict[str, Any] | None = None) -> Params:
@@ -78,6 +107,7 @@ def read_params(arguments: argparse.Namespace, more: dict[str, Any] | None = Non
             "engine.enforce_eager": arguments.enforce_eager,
             "dataset.num_prompts": arguments.num_prompts,
             "sampling.max_tokens": arguments.max_tokens,
+            "sampling.temperature": arguments.temperature,
             "measure.repeats": arguments.repeats,
             **(more or {}),
         },

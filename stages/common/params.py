@@ -20,7 +20,10 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    PlainValidator,
+    TypeAdapter,
     ValidationError,
+    WrapValidator,
     model_validator,
 )
 
@@ -31,6 +34,9 @@ from treespec.tree import MAX_NODES, TokenTree
 
 TREES_FOLDER = Path("trees")
 PARAMS_FILE = Path("params.yaml")
+AUTO = "auto"  # in place of a chain's length
+GROWN_AUTO = "grown_auto"  # in place of a tree's name; so is grown_N
+MAX_CHAIN = 64
 
 
 class Section(BaseModel):
@@ -59,6 +65,13 @@ Distinct = AfterValidator(_distinct)
 PositiveInt = Annotated[int, Field(ge=1)]
 Number = Annotated[float, BeforeValidator(lambda value: float(value) if type(value) is int else value)]
 NonEmptyList = Field(min_length=1)
+Temperature = Annotated[Number, Field(ge=0, le=10)]
+_TEMPERATURE = TypeAdapter(Temperature, config=ConfigDict(strict=True, allow_inf_nan=False))
+OneOrList = WrapValidator(
+    lambda value, check: (
+        check(tuple(value)) if isinstance(value, list | tuple) else (_TEMPERATURE.validate_python(value),)
+    )
+)
 DatasetSource = Annotated[
     str,
     _matching(
@@ -129,22 +142,57 @@ class Engine(Section):
 
 class Sampling(Section):
     max_tokens: PositiveInt
-    temperature: Annotated[Number, Field(ge=0, le=10)]
+    temperature: Annotated[tuple[Temperature, ...], OneOrList, Distinct, NonEmptyList]  # the first: main
     top_p: Annotated[Number, Field(gt=0, le=1)]
     top_k: Annotated[int, Field(ge=0)]
     min_p: Annotated[Number, Field(ge=0, le=1)]
     seed: Annotated[int, Field(ge=0, lt=2**63)]
 
 
+def _chain_length(value: Any) -> int | str:
+    if value == AUTO:
+        return value
+    if type(value) is not int:
+        raise ValueError(f"expected a whole number or {AUTO}")
+    if not 1 <= value <= MAX_CHAIN:
+        raise ValueError("expected at least 1" if value < 1 else f"expected at most {MAX_CHAIN}")
+    return value
+
+
 class Chain(Section):
     num_speculative_tokens: Annotated[
-        tuple[Annotated[int, Field(ge=1, le=64)], ...], FromList, Distinct, NonEmptyList
+        tuple[Annotated[int | str, PlainValidator(_chain_length)], ...], FromList, Distinct, NonEmptyList
     ]
+
+
+def grown_nodes(name: str) -> int | None:
+    """N of a tree called grown_N; None for any other name."""
+    match = re.fullmatch(r"grown_(\d+)", name)
+    return int(match[1]) if match else None
+
+
+def is_grown(name: str) -> bool:
+    """Whether a tree's name stands for one that the calibration grows."""
+    return name == GROWN_AUTO or grown_nodes(name) is not None
 
 
 class Tree(Section):
     names: Annotated[tuple[TreeName, ...], FromList, Distinct]
     literals: dict[TreeName, TreePaths] = {}
+
+    @model_validator(mode="after")
+    def _check(self) -> Tree:
+        for name in self.names:
+            nodes = grown_nodes(name)
+            wanted = name.startswith("grown_") and not name.endswith(".json")
+            if wanted and name != GROWN_AUTO and not (nodes and 1 <= nodes <= MAX_NODES):
+                expected = f"{GROWN_AUTO}, or grown_N with N from 1 to {MAX_NODES}"
+                raise UserError("speculation.tree.names", name, expected)
+        for name in self.literals:
+            if name.startswith("grown_"):
+                expected = "another name: grown_... is grown from the calibration"
+                raise UserError("speculation.tree.literals", name, expected)
+        return self
 
 
 class Speculation(Section):
@@ -154,9 +202,24 @@ class Speculation(Section):
     tree: Tree
 
 
+class Calibration(Section):
+    """What the stage calibrate measures, and how far `auto` and `grown_auto` may go."""
+
+    num_prompts: Annotated[int, Field(ge=1, le=1319)] = 32  # questions behind those that the arms answer
+    rounds: PositiveInt = 3  # times every size of a step is timed
+    max_step_tokens: Annotated[int, Field(ge=2, le=8192)] = 512  # the largest step that is timed
+    max_nodes: Annotated[int, Field(ge=1, le=MAX_NODES)] = 64
+    max_depth: Annotated[int, Field(ge=1, le=64)] = 12
+
+
 class Measure(Section):
     warmup_prompts: Annotated[int, Field(ge=0)]
     repeats: PositiveInt
+    interleaved: bool = False  # once more in one engine, the mode drawn anew for every group of prompts
+
+
+class Peers(Section):
+    transformers: bool = False
 
 
 class Report(Section):
@@ -173,7 +236,9 @@ class Params(Section):
     engine: Engine
     sampling: Sampling
     speculation: Speculation
+    calibration: Calibration = Calibration()
     measure: Measure
+    peers: Peers = Peers()
     report: Report
     distill: Distill | None = None  # only stages.distill_draft reads it
 
@@ -216,7 +281,10 @@ class Params(Section):
         return self
 
     def tree(self, name: str, folder: Path = TREES_FOLDER) -> TokenTree:
-        """The tree called `name`: a literal of params, a file path, or trees/NAME.json."""
+        """The tree called `name`: a literal of params, a file path, or trees/NAME.json.
+
+        A grown one is stages.calibration.choice's.
+        """
         field = f"speculation.tree.names: {name}"
         try:
             if name in self.speculation.tree.literals:
@@ -246,7 +314,8 @@ def parse_params(raw: dict[str, Any]) -> Params:
         value = "(absent)" if first["type"] == "missing" else first["input"]
         raise UserError(field, value, _expectation(first["type"], first["msg"])) from error
     for name in {**dict.fromkeys(params.speculation.tree.names), **params.speculation.tree.literals}:
-        params.tree(name)
+        if not is_grown(name):
+            params.tree(name)
     return params
 
 

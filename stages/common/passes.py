@@ -2,7 +2,7 @@
 
     runner = Runner(llm, params, prompts, rows, tokenizer.decode)
     passes = [runner.run(repeat, "chain k3-b1") for repeat in range(3)]
-    write_requests(passes, folder / "requests.parquet", explained=False)
+    write_requests(passes, folder / "requests.parquet")
 
 A request's clock starts when the engine first schedules it, so waiting for a free place is not counted
 against it.
@@ -23,6 +23,10 @@ import numpy as np
 from stages.common import gsm8k
 from stages.common.errors import UserError
 from stages.common.params import Params
+from treespec.tree import TokenTree
+
+NO_DRAFT = "none"  # as in treespec.vllm_plugin.requests, which imports vLLM
+EXPLAINED = ("top2_gap", "runner_up_ids")  # columns that Runner.explain fills
 
 
 @dataclass(frozen=True)
@@ -48,42 +52,80 @@ class Runner:
     rows: list[gsm8k.Row]
     decode: Callable[[list[int]], str]
 
-    def run(self, repeat: int, title: str, count: int | None = None, logprobs: int | None = None) -> Pass:
-        """Answer the first `count` prompts (all by default). UserError if one of them fails."""
-        prompts = [{"prompt_token_ids": prompt} for prompt in self.prompts[:count]]
-        options = [self._options(repeat, index, logprobs) for index in range(len(prompts))]
-        print(title, file=sys.stderr)
+    def run(
+        self,
+        repeat: int,
+        title: str | None,
+        *,
+        temperature: float | None = None,
+        indices: Sequence[int] | None = None,
+        tree: TokenTree | str | None = None,
+        logprobs: int | None = None,
+    ) -> Pass:
+        """Answer prompts, all by default, at a temperature, params' first by default.
+
+        With the plugin each is drafted along `tree`: the engine's own by default, NO_DRAFT for none. Without
+        a title nothing is shown. UserError if a request fails.
+        """
+        if temperature is None:
+            temperature = self.params.sampling.temperature[0]
+        if indices is None:
+            indices = range(len(self.prompts))
+        prompts = [{"prompt_token_ids": self.prompts[index]} for index in indices]
+        options = [self._options(repeat, index, temperature, tree, logprobs) for index in indices]
+        if title is not None:
+            print(title, file=sys.stderr)
         started = time.perf_counter()
-        outputs = self.llm.generate(prompts, options, use_tqdm=True)
+        outputs = self.llm.generate(prompts, options, use_tqdm=title is not None)
         wall = time.perf_counter() - started
-        return Pass(repeat, wall, [self._row(index, repeat, output) for index, output in enumerate(outputs)])
+        rows = [self._row(index, repeat, output) for index, output in zip(indices, outputs, strict=True)]
+        return Pass(repeat, wall, [row | {"temperature": temperature} for row in rows])
+
+    def warm_up(self, temperature: float | None = None, tree: TokenTree | str | None = None) -> None:
+        """The first measure.warmup_prompts prompts, outside the clock."""
+        count = min(self.params.measure.warmup_prompts, len(self.prompts))
+        if count:
+            self.run(0, "warm-up", temperature=temperature, indices=range(count), tree=tree)
 
     def explain(self, first: Pass) -> float:
-        """An uncounted pass with the forward timer and two log-probabilities a token.
+        """An uncounted pass like the baseline's `first`, with the forward timer.
 
-        Fills `top2_gap` and `runner_up_ids` of the baseline's first pass, by which a later divergence can be
-        told from a near-tie. Returns the mean milliseconds of a forward pass.
+        Of a greedy one it fills `top2_gap` and `runner_up_ids`, by which a later divergence can be told from
+        a near-tie. Returns the mean milliseconds of a forward pass.
         """
+        temperature = first.requests[0]["temperature"]
+        logprobs = 2 if temperature == 0 else None
+        title = f"uncounted: {'top-2 gaps and ' if logprobs else ''}forward times"
         self.llm.collective_rpc("start_forward_timer")
-        explained = self.run(first.repeat, "uncounted: top-2 gaps and forward times", logprobs=2)
+        explained = self.run(first.repeat, title, temperature=temperature, logprobs=logprobs)
         seconds = self.llm.collective_rpc("stop_forward_timer")[0]
-        for request, other in zip(first.requests, explained.requests, strict=True):
-            _note_runners_up(request, other)
+        if logprobs:
+            for request, other in zip(first.requests, explained.requests, strict=True):
+                _note_runners_up(request, other)
         return float(np.mean(seconds)) * 1e3
 
-    def _options(self, repeat: int, index: int, logprobs: int | None) -> Any:
+    def _options(
+        self,
+        repeat: int,
+        index: int,
+        temperature: float,
+        tree: TokenTree | str | None,
+        logprobs: int | None,
+    ) -> Any:
         from vllm import SamplingParams
 
         sampling = self.params.sampling
+        asked = list(tree.parents) if isinstance(tree, TokenTree) else tree
         return SamplingParams(
-            temperature=sampling.temperature,
+            temperature=temperature,
             top_p=sampling.top_p,
             top_k=sampling.top_k,
             min_p=sampling.min_p,
-            seed=None if sampling.temperature == 0 else _request_seed(sampling.seed, repeat, index),
+            seed=None if temperature == 0 else _request_seed(sampling.seed, repeat, index),
             max_tokens=sampling.max_tokens,
             stop=gsm8k.stop_strings(self.params.dataset.prompt_format),
             logprobs=logprobs,
+            extra_args=None if asked is None else {"treespec": {"tree": asked}},
         )
 
     def _row(self, index: int, repeat: int, output: Any) -> dict[str, Any]:
@@ -95,26 +137,33 @@ class Runner:
             )
         ttft = stats.first_token_ts - stats.scheduled_ts
         e2e = stats.last_token_ts - stats.scheduled_ts
-        expected = gsm8k.official_answer(self.rows[index].answer)
         return {
             "prompt_index": index,
             "repeat": repeat,
             "num_prompt_tokens": len(output.prompt_token_ids),
             "num_output_tokens": len(token_ids),
             "output_token_ids": token_ids,
-            "text": completion.text,
-            "text_sha256": hashlib.sha256(completion.text.encode()).hexdigest(),
             "finish_reason": completion.finish_reason,
             "ttft_ms": ttft * 1e3,
             "tpot_ms": (e2e - ttft) * 1e3 / (len(token_ids) - 1) if len(token_ids) > 1 else None,
             "e2e_ms": e2e * 1e3,
-            "answer": gsm8k.extract_answer(completion.text),
-            "expected": expected,
-            "correct": gsm8k.is_correct(expected, completion.text),
+            **judged(self.rows[index], completion.text),
             "top2_gap": [],
             "runner_up_ids": [],
             "logprobs": completion.logprobs,
         }
+
+
+def judged(row: gsm8k.Row, text: str) -> dict[str, Any]:
+    """An answer's text and whether it is right: columns of requests.parquet."""
+    expected = gsm8k.official_answer(row.answer)
+    return {
+        "text": text,
+        "text_sha256": hashlib.sha256(text.encode()).hexdigest(),
+        "answer": gsm8k.extract_answer(text),
+        "expected": expected,
+        "correct": gsm8k.is_correct(expected, text),
+    }
 
 
 def _request_seed(seed: int, repeat: int, index: int) -> int:
@@ -152,8 +201,8 @@ def _note_runners_up(request: dict[str, Any], explained: dict[str, Any]) -> None
             break
 
 
-def write_requests(passes: Sequence[Pass], path: Path, explained: bool) -> None:
-    """One row a request and repeat; `explained` adds the columns that Runner.explain fills."""
+def write_requests(passes: Sequence[Pass], path: Path, more: Sequence[str] = ()) -> None:
+    """One row a request and repeat; `more` are columns that only some stages fill."""
     import pyarrow as pa
     import pyarrow.parquet
 
@@ -161,11 +210,17 @@ def write_requests(passes: Sequence[Pass], path: Path, explained: bool) -> None:
         **dict.fromkeys(("prompt_index", "repeat", "num_prompt_tokens", "num_output_tokens"), pa.int32()),
         "output_token_ids": pa.list_(pa.int32()),
         **dict.fromkeys(("text", "text_sha256", "finish_reason"), pa.string()),
-        **dict.fromkeys(("ttft_ms", "tpot_ms", "e2e_ms"), pa.float64()),
+        **dict.fromkeys(("ttft_ms", "tpot_ms", "e2e_ms", "temperature"), pa.float64()),
         **dict.fromkeys(("answer", "expected"), pa.string()),
         "correct": pa.bool_(),
     }
-    if explained:
-        fields |= {"top2_gap": pa.list_(pa.float32()), "runner_up_ids": pa.list_(pa.int32())}
+    others = {
+        "top2_gap": pa.list_(pa.float32()),
+        "runner_up_ids": pa.list_(pa.int32()),
+        "mode": pa.string(),
+        "group": pa.int32(),
+        "group_wall_time_s": pa.float64(),
+    }
+    fields |= {name: others[name] for name in more}
     rows = [request for one in passes for request in one.requests]
     pa.parquet.write_table(pa.Table.from_pylist(rows, schema=pa.schema(fields)), path)

@@ -1,83 +1,30 @@
-"""Every arm against its baseline, and the one sentence that follows.
+"""Every arm against its baseline, and which one the evidence speaks for.
 
-    analysis = analyse(run)
-    analysis.verdict.sentence      # "Use chain k=3: 1.62x as fast ..."
+    analysis = analyse(load_run(params, results), results)
     analysis.results["chain-k3-b1"].speedup
+    analysis.others[0].temperature            # the same at the other temperatures
 
-The winner is the arm with the highest lower bound of its speedup among those whose output is unchanged.
-It is named only if that bound exceeds 1 and the effect exceeds the machine's own drift.
+The winner is the arm with the highest lower bound of its speedup among those whose output is unchanged. It is
+named only if that bound exceeds 1 and the effect exceeds the machine's own drift; where drift swallows the
+effect of separate engines, the interleaved measurement decides, if there is one.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
 
 from stages.reporting import costs
+from stages.reporting.arm_result import ArmResult, best_of
+from stages.reporting.drift import drift_of, pass_spread
+from stages.reporting.interleaved import Interleaved, compare_interleaved
 from stages.reporting.load import Arm, ArmName, Run
 from stages.reporting.lossless import Losslessness, compare_greedy, compare_sampled
-from stages.reporting.statistics import (
-    Bootstrap,
-    Ratio,
-    per_prompt,
-    ratio_of,
-    split_repeats,
-    spread,
-    wilson,
-)
-
-
-@dataclass(frozen=True)
-class ArmResult:
-    """One arm measured against the baseline of its batch size; ratios are None where that one failed."""
-
-    arm: Arm
-    speedup: Ratio | None
-    latency: Ratio | None
-    throughput: float | None
-    losslessness: Losslessness | None
-    accuracy: Ratio
-    drift: float | None
-    predicted: float | None
-    step: costs.StepCost | None
-    step_ratio: float | None
-    floor_ms: float | None
-
-    @property
-    def name(self) -> ArmName:
-        return self.arm.name
-
-    @property
-    def is_baseline(self) -> bool:
-        return self.name.arm == "baseline"
-
-    @property
-    def lossless(self) -> bool | None:
-        return self.losslessness.lossless if self.losslessness else None
-
-    @property
-    def drifted(self) -> bool:
-        """The machine moved by as much as the arm differs from the baseline."""
-        return self.speedup is not None and self.drift is not None and self.drift >= self.speedup.effect
-
-    @property
-    def surely_faster(self) -> bool:
-        """May be recommended: output not proven changed, the whole interval above 1, beyond drift."""
-        low = self.speedup.low if self.speedup else None
-        return self.lossless is not False and low is not None and low > 1 and not self.drifted
-
-    @property
-    def floor_share(self) -> float | None:
-        """Floor of plain decoding / measured time per token: speculation may exceed 1."""
-        measured = self.arm.metrics.time_per_token_ms
-        return self.floor_ms / measured if self.floor_ms and measured else None
-
-    @property
-    def prediction_off(self) -> bool:
-        """The prediction lies outside the measured interval."""
-        if self.predicted is None or self.speedup is None or not self.speedup.has_interval:
-            return False
-        return not self.speedup.contains(self.predicted)
+from stages.reporting.peers import Peer, compare_peer
+from stages.reporting.predicted import compare_predictions
+from stages.reporting.statistics import Bootstrap, Ratio, per_prompt, ratio_of, split_repeats, wilson
 
 
 @dataclass(frozen=True)
@@ -87,6 +34,9 @@ class Analysis:
     aa_checks: dict[int, Ratio]  # by max_num_seqs
     baseline_spread: dict[int, float | None]
     bootstrap: Bootstrap
+    others: tuple[Analysis, ...] = ()
+    interleaved: dict[int, Interleaved] = field(default_factory=dict)  # by max_num_seqs
+    peer: Peer | None = None
 
     @cached_property
     def speculative(self) -> list[ArmResult]:
@@ -97,9 +47,18 @@ class Analysis:
         return [result for result in self.speculative if result.speedup and result.speedup.value is not None]
 
     @property
+    def every(self) -> tuple[Analysis, ...]:
+        """This temperature, then the others."""
+        return (self, *self.others)
+
+    @property
+    def temperature(self) -> float:
+        return self.run.temperature
+
+    @property
     def changed(self) -> list[ArmResult]:
-        """The arms whose output is not the baseline's."""
-        return [result for result in self.results.values() if result.lossless is False]
+        """The arms whose output is not the baseline's, at any temperature."""
+        return [result for one in self.every for result in one.results.values() if result.lossless is False]
 
     @property
     def batches(self) -> list[int]:
@@ -107,7 +66,7 @@ class Analysis:
 
     @property
     def sampled(self) -> bool:
-        return self.run.params.sampling.temperature > 0
+        return self.temperature > 0
 
     def baseline(self, batch: int) -> ArmResult | None:
         return self.results.get(ArmName("baseline", "", batch).name)
@@ -121,11 +80,7 @@ class Analysis:
         ours = per_prompt(best.arm.requests, per_token=True)
         near = []
         for result in self.compared:
-            if (
-                result is best
-                or result.lossless is False
-                or result.name.max_num_seqs != best.name.max_num_seqs
-            ):
+            if result is best or not result.may_win or result.name.max_num_seqs != best.name.max_num_seqs:
                 continue
             ratio = ratio_of(per_prompt(result.arm.requests, per_token=True), ours, self.bootstrap)
             if ratio.contains(1.0):
@@ -133,36 +88,56 @@ class Analysis:
         return near
 
 
-def best_of(results: list[ArmResult]) -> ArmResult | None:
-    """The highest lower bound; where no arm has an interval, the highest estimate."""
-    candidates = [result for result in results if result.lossless is not False and result.speedup]
-    return max(candidates, key=lambda result: _rank(result.speedup), default=None)
+def analyse(run: Run, results: Path, predictions: Mapping[str, float] | None = None) -> Analysis:
+    """Compare every arm of `run`; deterministic for one report.seed.
 
-
-def _rank(speedup: Ratio) -> tuple[float, float]:
-    return (speedup.low if speedup.low is not None else float("-inf"), speedup.value or 0.0)
-
-
-def analyse(run: Run) -> Analysis:
-    """Compare every arm of `run`; deterministic for one report.seed."""
-    report = run.params.report
+    `predictions`: predicted time per token in ms by arm name. Raises UserError where the interleaved or the
+    peer's results are asked for and missing or partial; `results` is their folder.
+    """
+    report, params = run.params.report, run.params
     bootstrap = Bootstrap(report.confidence, report.bootstrap_resamples, report.seed)
-    baselines = {batch: run.arms.get(ArmName("baseline", "", batch).name) for batch in _batches(run)}
-    checks = {batch: split_repeats(arm.requests, bootstrap) for batch, arm in baselines.items() if arm}
+    num_tests = sum(bool(name.setting) for name in _names(run)) * sum(
+        degree > 0 for degree in params.sampling.temperature
+    )
+    main, *others = (_analyse(one, bootstrap, num_tests) for one in (run, *run.others))
+    baselines = {
+        result.name.max_num_seqs: result.arm for result in main.results.values() if result.is_baseline
+    }
+    sides = compare_interleaved(params, results, baselines, bootstrap)
+    modes = {name: mode.speedup for side in sides.values() for name, mode in side.modes.items()}
+    predicted = compare_predictions(run, predictions or {}, bootstrap)
+    changed = {result.name.name for one in others for result in one.changed}
+    compared = {
+        name: replace(
+            result,
+            interleaved=modes.get(name),
+            predicted=predicted.get(name),
+            changed_elsewhere=name in changed,
+        )
+        for name, result in main.results.items()
+    }
+    main = replace(main, results=compared, others=tuple(others), interleaved=sides)
+    best = main.best_at(1)
+    return replace(main, peer=compare_peer(params, results, best.arm if best else None, bootstrap))
+
+
+def _names(run: Run) -> list[ArmName]:
+    return [arm.name for arm in run.arms.values()]
+
+
+def _analyse(run: Run, bootstrap: Bootstrap, num_tests: int) -> Analysis:
+    baselines = [arm for arm in run.arms.values() if not arm.name.setting]
+    checks = {arm.name.max_num_seqs: split_repeats(arm.requests, bootstrap) for arm in baselines}
     return Analysis(
         run=run,
-        results={name: _result(run, arm, bootstrap) for name, arm in run.arms.items()},
+        results={name: _result(run, arm, bootstrap, num_tests) for name, arm in run.arms.items()},
         aa_checks={batch: ratio for batch, ratio in checks.items() if ratio},
-        baseline_spread={batch: _pass_spread(arm) for batch, arm in baselines.items() if arm},
+        baseline_spread={arm.name.max_num_seqs: pass_spread(arm) for arm in baselines},
         bootstrap=bootstrap,
     )
 
 
-def _batches(run: Run) -> tuple[int, ...]:
-    return run.params.engine.max_num_seqs
-
-
-def _result(run: Run, arm: Arm, bootstrap: Bootstrap) -> ArmResult:
+def _result(run: Run, arm: Arm, bootstrap: Bootstrap, num_tests: int) -> ArmResult:
     baseline = run.baseline_of(arm)
     reference = None if arm is baseline else baseline
     first = arm.requests[arm.requests["repeat"] == 0]  # one answer a prompt: repeats are not new evidence
@@ -171,12 +146,12 @@ def _result(run: Run, arm: Arm, bootstrap: Bootstrap) -> ArmResult:
         speedup=_ratio(reference, arm, bootstrap, per_token=True),
         latency=_ratio(reference, arm, bootstrap, per_token=False),
         throughput=_throughput_ratio(reference, arm),
-        losslessness=_losslessness(run, baseline, arm),
+        losslessness=_losslessness(run, baseline, arm, bootstrap.seed, num_tests),
         accuracy=wilson(int(first["correct"].eq(True).sum()), len(first), bootstrap.confidence),
-        drift=_drift(reference, arm) if reference else None,
-        predicted=costs.predicted_speedup(reference.metrics, arm.metrics) if reference else None,
+        drift=drift_of(reference, arm) if reference else None,
         step=costs.step_cost(arm.metrics),
         step_ratio=costs.relative_step_cost(reference.metrics, arm.metrics) if reference else None,
+        explained=costs.explained_speedup(reference.metrics, arm.metrics) if reference else None,
         floor_ms=costs.floor_ms(run, arm),
     )
 
@@ -187,11 +162,12 @@ def _ratio(baseline: Arm | None, arm: Arm, bootstrap: Bootstrap, per_token: bool
     return ratio_of(per_prompt(baseline.requests, per_token), per_prompt(arm.requests, per_token), bootstrap)
 
 
-def _losslessness(run: Run, baseline: Arm | None, arm: Arm) -> Losslessness | None:
+def _losslessness(run: Run, baseline: Arm | None, arm: Arm, seed: int, num_tests: int) -> Losslessness | None:
     if baseline is None:
         return None
-    if run.params.sampling.temperature > 0:
-        return None if arm is baseline else compare_sampled(baseline.requests, arm.requests)
+    if run.temperature > 0:
+        same = arm is baseline
+        return None if same else compare_sampled(baseline.requests, arm.requests, seed, num_tests)
     return compare_greedy(baseline.requests, arm.requests, arm.metrics.dtype)
 
 
@@ -204,23 +180,3 @@ def _throughput_ratio(baseline: Arm | None, arm: Arm) -> float | None:
 def _rate(arm: Arm) -> float | None:
     seconds = sum(one.wall_time_s for one in arm.metrics.passes)
     return sum(one.num_output_tokens for one in arm.metrics.passes) / seconds if seconds else None
-
-
-def _pass_spread(arm: Arm) -> float | None:
-    passes = [one for one in arm.metrics.passes if one.num_output_tokens]
-    return spread([one.wall_time_s / one.num_output_tokens for one in passes])
-
-
-def _drift(baseline: Arm, arm: Arm) -> float | None:
-    """The larger of: how far the bandwidth probes around both lie apart, how far the passes of either do."""
-    probes = [
-        probe.memory_bandwidth_gb_per_s
-        for each in (baseline, arm)
-        if each.metrics.probe
-        for probe in (each.metrics.probe.before, each.metrics.probe.after)
-        if probe
-    ]
-    known = [
-        value for value in (spread(probes), _pass_spread(baseline), _pass_spread(arm)) if value is not None
-    ]
-    return max(known, default=None)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import altair as alt
 import pandas as pd
 
+from stages.reporting import panels
 from stages.reporting.theme import ARM_COLOURS, LABELS, MUTED, PART_COLOURS, RED, RULE, TEXT
 
 PART_WORDS = {
@@ -16,14 +15,11 @@ PART_WORDS = {
     "compact": "compact",
     "other": "rest",
 }
-ARM_SCALE = alt.Scale(domain=list(ARM_COLOURS), range=list(ARM_COLOURS.values()))
-ROW = 26  # pixels a bar and its gap take
-PHONE = 400  # widths below are for a phone
 
 
 def speedup(frame: pd.DataFrame, width: int) -> alt.TopLevelMixin:
     """Bars from zero with intervals, a line at 1, a diamond for the prediction; lossy arms in red."""
-    wide = width > PHONE
+    wide = width > panels.PHONE
     frame = frame.assign(lossy=frame["lossless"].map(lambda value: value is False))
     frame["end"] = frame[["speedup", "high", "predicted"]].astype(float).max(axis=1)
     frame["tag"] = [_speedup_tag(row, wide) for row in frame.itertuples()]
@@ -31,13 +27,13 @@ def speedup(frame: pd.DataFrame, width: int) -> alt.TopLevelMixin:
     x = alt.Scale(domain=[0, max(frame["end"].max(), 1.0) * (1 + longest / (1 - longest))], nice=False)
 
     def panel(part: pd.DataFrame) -> alt.LayerChart:
-        y = alt.Y("label:N", sort=list(part["label"]), title=None, axis=_name_axis())
+        y = alt.Y("label:N", sort=list(part["label"]), title=None, axis=panels.name_axis())
         base = alt.Chart(part)
         red = alt.value(RED)
         bars = base.mark_bar(height=15, cornerRadiusEnd=2, fillOpacity=0.85).encode(
             x=alt.X("speedup:Q", scale=x, title="speedup over the baseline" if wide else "speedup"),
             y=y,
-            color=alt.condition("datum.lossy", red, _arm_colour()),
+            color=alt.condition("datum.lossy", red, panels.arm_colour()),
         )
         one = base.mark_rule(color=RULE, strokeDash=[4, 3]).encode(x=alt.datum(1))
         spans = base.transform_filter("isValid(datum.low)").mark_rule(color=RULE, strokeWidth=2)
@@ -55,7 +51,7 @@ def speedup(frame: pd.DataFrame, width: int) -> alt.TopLevelMixin:
             ),
         )
 
-    return _by_batch(frame, panel, width).resolve_scale(x="shared")
+    return panels.by_batch(frame, panel, width).resolve_scale(x="shared")
 
 
 def _speedup_tag(row, wide: bool) -> str:
@@ -73,7 +69,7 @@ def roofline(frame: pd.DataFrame, width: int) -> alt.TopLevelMixin:
 
     def panel(part: pd.DataFrame) -> alt.LayerChart:
         base = alt.Chart(part)
-        y = alt.Y("label:N", sort=list(part["label"]), title=None, axis=_name_axis())
+        y = alt.Y("label:N", sort=list(part["label"]), title=None, axis=panels.name_axis())
         x = alt.Scale(domain=[0, part["end"].max() / (1 - room)], nice=False)
         bars = base.mark_bar(height=15, cornerRadiusEnd=2, fillOpacity=0.85)
         floor = base.transform_filter("isValid(datum.floor_ms)").mark_tick(
@@ -82,54 +78,81 @@ def roofline(frame: pd.DataFrame, width: int) -> alt.TopLevelMixin:
         tags = base.mark_text(align="left", dx=6, fontSize=12, color=TEXT)
         return alt.layer(
             bars.encode(
-                x=alt.X("time_per_token_ms:Q", scale=x, title="ms per token"), y=y, color=_arm_colour()
+                x=alt.X("time_per_token_ms:Q", scale=x, title="ms per token"), y=y, color=panels.arm_colour()
             ),
             floor.encode(x="floor_ms:Q", y=y),
             tags.encode(x="end:Q", y=y, text="tag:N"),
         )
 
-    return _by_batch(frame, panel, width).resolve_scale(x="independent")
+    return panels.by_batch(frame, panel, width).resolve_scale(x="independent")
 
 
 def acceptance(frame: pd.DataFrame, width: int) -> alt.TopLevelMixin:
-    """One panel a setting; bars of one position are its batch sizes, the smallest darkest."""
+    """One panel a setting; bars of one position are its temperatures, else its batch sizes, first darkest."""
     order = list(dict.fromkeys(frame["label"]))
-    columns = _columns(width, len(order))
+    columns = panels.columns(width, len(order))
+    by = "temperature" if frame["temperature"].nunique() > 1 else "max_num_seqs"
+    if by == "temperature":  # one batch then: which draft is accepted hardly depends on the batch
+        frame = frame[frame["max_num_seqs"] == frame["max_num_seqs"].min()]
     bars = alt.Chart(frame).mark_bar(cornerRadiusEnd=1)
     percents = alt.Axis(format="%", values=[0, 0.25, 0.5, 0.75, 1])
     return bars.encode(
         x=alt.X("position:O", title="position in the draft", axis=alt.Axis(labelAngle=0, labelOverlap=True)),
-        xOffset=alt.XOffset("max_num_seqs:O"),
+        xOffset=alt.XOffset(f"{by}:O"),
         y=alt.Y("acceptance_rate:Q", title="accepted", scale=alt.Scale(domain=[0, 1]), axis=percents),
-        color=_arm_colour(),
-        opacity=_batch_opacity(frame),
+        color=panels.arm_colour(),
+        opacity=panels.opacity(frame, by),
         facet=alt.Facet("label:N", sort=order, columns=columns, title=None),
-    ).properties(width=_facet_width(width, columns), height=100)
+    ).properties(width=panels.facet_width(width, columns), height=100)
+
+
+def temperature(frame: pd.DataFrame, width: int) -> alt.TopLevelMixin:
+    """Speedup with its interval, one bar a temperature, panels by batch size; the dashed line is no gain."""
+    frame = frame.assign(end=frame["high"].astype(float).fillna(frame["speedup"].astype(float)))
+    x = alt.Scale(domain=[0, max(frame["end"].max(), 1.0) * 1.08], nice=False)
+    count = frame["temperature"].nunique()
+
+    def panel(part: pd.DataFrame) -> alt.LayerChart:
+        y = alt.Y("label:N", sort=list(dict.fromkeys(part["label"])), title=None, axis=panels.name_axis())
+        offset = alt.YOffset("temperature:O")
+        base = alt.Chart(part)
+        bars = base.mark_bar(cornerRadiusEnd=2).encode(
+            x=alt.X("speedup:Q", scale=x, title="speedup"),
+            y=y,
+            yOffset=offset,
+            color=panels.arm_colour(),
+            opacity=panels.opacity(frame, "temperature"),
+        )
+        spans = base.transform_filter("isValid(datum.low)").mark_rule(color=RULE, strokeWidth=2)
+        one = base.mark_rule(color=RULE, strokeDash=[4, 3]).encode(x=alt.datum(1))
+        return alt.layer(bars, one, spans.encode(x="low:Q", x2="high:Q", y=y, yOffset=offset))
+
+    return panels.by_batch(frame, panel, width, row=14 * count + 12).resolve_scale(x="shared")
 
 
 def batch(frame: pd.DataFrame, width: int) -> alt.TopLevelMixin:
     """Speedup against the batch size, one panel a setting, all with one axis from zero."""
-    frame = frame.assign(end=frame["high"].fillna(frame["speedup"]).astype(float), one=1.0)
+    frame = frame.assign(end=frame["high"].astype(float).fillna(frame["speedup"].astype(float)), one=1.0)
     order = list(dict.fromkeys(frame["label"]))
-    columns = _columns(width, len(order))
+    columns = panels.columns(width, len(order))
     x = alt.X("max_num_seqs:O", title="max_num_seqs", axis=alt.Axis(labelAngle=0))
     scale = alt.Scale(domain=[0, max(frame["end"].max(), 1.0) * 1.08], nice=False)
     base = alt.Chart()
     line = base.mark_line(point={"size": 50, "filled": True}).encode(
-        x=x, y=alt.Y("speedup:Q", scale=scale, title="speedup"), color=_arm_colour()
+        x=x, y=alt.Y("speedup:Q", scale=scale, title="speedup"), color=panels.arm_colour()
     )
     spans = base.transform_filter("isValid(datum.low)").mark_rule(strokeWidth=2)
-    spans = spans.encode(x=x, y="low:Q", y2="high:Q", color=_arm_colour())
+    spans = spans.encode(x=x, y="low:Q", y2="high:Q", color=panels.arm_colour())
     one = base.mark_rule(color=RULE, strokeDash=[4, 3]).encode(y="one:Q")
     layers = alt.layer(one, spans, line, data=frame).properties(
-        width=_facet_width(width, columns), height=110
+        width=panels.facet_width(width, columns), height=110
     )
     return layers.facet(facet=alt.Facet("label:N", sort=order, title=None), columns=columns)
 
 
 def drafted(frame: pd.DataFrame, width: int) -> alt.TopLevelMixin:
     """Time per token against the tokens drafted a step; 0 is the baseline, whose time the line keeps."""
-    columns = _columns(width, frame["max_num_seqs"].nunique())
+    columns = panels.columns(width, frame["max_num_seqs"].nunique())
     plain = frame[frame["arm"] == "baseline"].set_index("max_num_seqs")["time_per_token_ms"]
     frame = frame.assign(
         baseline_ms=frame["max_num_seqs"].map(plain), batch=frame["max_num_seqs"].map("batch {}".format)
@@ -140,14 +163,14 @@ def drafted(frame: pd.DataFrame, width: int) -> alt.TopLevelMixin:
     line = (
         base.transform_filter("datum.arm == 'chain'")
         .mark_line(strokeWidth=1.5)
-        .encode(x=x, y=y, color=_arm_colour())
+        .encode(x=x, y=y, color=panels.arm_colour())
     )
     points = base.mark_point(filled=True, size=70, opacity=1).encode(
-        x=x, y=y, color=_arm_colour(), shape=alt.Shape("arm:N", scale=SHAPES, legend=None)
+        x=x, y=y, color=panels.arm_colour(), shape=alt.Shape("arm:N", scale=SHAPES, legend=None)
     )
     level = base.transform_filter("isValid(datum.baseline_ms)").mark_rule(color=MUTED, strokeDash=[4, 3])
     layers = alt.layer(level.encode(y="mean(baseline_ms):Q"), line, points, data=frame)
-    layers = layers.properties(width=_facet_width(width, columns, 50), height=150)
+    layers = layers.properties(width=panels.facet_width(width, columns, 50), height=150)
     sort = [f"batch {value}" for value in sorted(frame["max_num_seqs"].unique())]
     return layers.facet(facet=alt.Facet("batch:N", sort=sort, title=None), columns=columns).resolve_scale(
         y="independent"
@@ -162,7 +185,7 @@ def step_cost(frame: pd.DataFrame, width: int) -> alt.TopLevelMixin:
     words = [PART_WORDS[part] for part in PART_COLOURS]
     order = {part: place for place, part in enumerate(PART_COLOURS)}
     frame = frame.assign(what=frame["part"].map(PART_WORDS), place=frame["part"].map(order))
-    wide = width > PHONE
+    wide = width > panels.PHONE
     colour = alt.Color(
         "what:N",
         scale=alt.Scale(domain=words, range=list(PART_COLOURS.values())),
@@ -181,51 +204,12 @@ def step_cost(frame: pd.DataFrame, width: int) -> alt.TopLevelMixin:
                 color=colour,
                 order="place:Q",
             )
-            .properties(width=plot, height=ROW * len(rows))
+            .properties(width=plot, height=panels.ROW * len(rows))
         )
 
     def panel(part: pd.DataFrame) -> alt.TopLevelMixin:
-        step = stack(part, "ms_per_step", "ms per step", _name_axis())
-        token = stack(part, "ms_per_token", "ms per token", None if wide else _name_axis())
+        step = stack(part, "ms_per_step", "ms per step", panels.name_axis())
+        token = stack(part, "ms_per_token", "ms per token", None if wide else panels.name_axis())
         return alt.hconcat(step, token) if wide else alt.vconcat(step, token)
 
-    return _by_batch(frame, panel, None)
-
-
-def _by_batch(
-    frame: pd.DataFrame, panel: Callable[[pd.DataFrame], alt.TopLevelMixin], width: int | None
-) -> alt.VConcatChart:
-    """One panel a batch size, below each other, with the batch size as its title; sized here if `width`."""
-    panels = []
-    for size, part in frame.groupby("max_num_seqs", sort=True):
-        chart = panel(part)
-        if width is not None:
-            chart = chart.properties(width=width - LABELS - 10, height=ROW * part["label"].nunique())
-        panels.append(chart.properties(title=f"batch {size} (max_num_seqs)"))
-    return alt.vconcat(*panels, spacing=14)
-
-
-def _arm_colour() -> alt.Color:
-    return alt.Color("arm:N", scale=ARM_SCALE, legend=None)
-
-
-def _batch_opacity(frame: pd.DataFrame) -> alt.Opacity | alt.OpacityValue:
-    sizes = sorted(frame["max_num_seqs"].unique().tolist())
-    if len(sizes) == 1:  # a scale of one value has no slope
-        return alt.value(1)
-    steps = [1 - 0.65 * place / (len(sizes) - 1) for place in range(len(sizes))]
-    scale = alt.Scale(domain=sizes, range=steps)
-    return alt.Opacity("max_num_seqs:O", scale=scale, legend=alt.Legend(title="batch", orient="top"))
-
-
-def _columns(width: int, panels: int) -> int:
-    return max(1, min(panels, 4 if width > PHONE else 2))
-
-
-def _facet_width(width: int, columns: int, gap: int = 22) -> int:
-    """Of one panel: the axis takes 50 pixels once, gaps the rest."""
-    return min((width - 50) // columns - gap, 260)
-
-
-def _name_axis() -> alt.Axis:
-    return alt.Axis(domain=False, ticks=False, labelPadding=8, minExtent=LABELS - 12, maxExtent=LABELS - 12)
+    return panels.by_batch(frame, panel, None)

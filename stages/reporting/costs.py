@@ -1,4 +1,4 @@
-"""Where the time goes, what the hardware allows, and what a cost model would have predicted.
+"""Where the time goes, what the hardware allows, and what step times and acceptance explain.
 
 A step is one round of the engine. Without speculation it gives each sequence one token; with it,
 `mean_acceptance_length` tokens. So for every batch size
@@ -57,7 +57,7 @@ def relative_step_cost(baseline: Metrics, arm: Metrics) -> float | None:
     return speculative.total_ms / plain.total_ms if plain and speculative else None
 
 
-def predicted_speedup(baseline: Metrics, arm: Metrics) -> float | None:
+def explained_speedup(baseline: Metrics, arm: Metrics) -> float | None:
     """The measured form of Leviathan's theorem 3.8 (2211.17192): step times and acceptance alone.
 
     Time per token of one sequence without speculation (one step) over that with it (one step / mean

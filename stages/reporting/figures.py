@@ -34,17 +34,23 @@ class Figure:
 
 def draw(tables: dict[str, pd.DataFrame], context: str) -> dict[str, Figure]:
     """All figures that have data. `context` (device, batch, n) closes every alternative text."""
+    first = _first_temperature(tables["speedup"])
     makers: dict[str, tuple[Callable[[pd.DataFrame, int], alt.TopLevelMixin], pd.DataFrame, str]] = {
-        "speedup": (charts.speedup, _known(tables["speedup"], "speedup"), _say_speedup(tables["speedup"])),
+        "speedup": (charts.speedup, _known(first, "speedup"), _say_speedup(first)),
         "batch": (
             charts.batch,
-            _several_batches(tables["speedup"]),
+            _several_batches(first),
             "Speedup of each setting by batch size.",
         ),
         "acceptance": (
             charts.acceptance,
             _known(tables["acceptance"], "acceptance_rate"),
             "Share of drafted tokens accepted, by position in the draft, one panel a setting.",
+        ),
+        "temperature": (
+            charts.temperature,
+            _several_temperatures(tables["speedup"]),
+            "Speedup of each setting at every temperature. " + _say_temperatures(tables["speedup"]),
         ),
         "step_cost": (
             charts.step_cost,
@@ -90,6 +96,15 @@ def _known(frame: pd.DataFrame, column: str) -> pd.DataFrame:
     return frame[frame[column].notna()]
 
 
+def _first_temperature(frame: pd.DataFrame) -> pd.DataFrame:
+    return frame[frame["temperature"] == frame["temperature"].iloc[0]] if len(frame) else frame
+
+
+def _several_temperatures(frame: pd.DataFrame) -> pd.DataFrame:
+    known = _known(frame, "speedup")
+    return known if known["temperature"].nunique() > 1 else known.iloc[:0]
+
+
 def _several_batches(frame: pd.DataFrame) -> pd.DataFrame:
     known = _known(frame, "speedup")
     return known if known["max_num_seqs"].nunique() > 1 else known.iloc[:0]
@@ -110,6 +125,14 @@ def _say_speedup(frame: pd.DataFrame) -> str:
         for row in _known(frame, "speedup").itertuples()
     ]
     return "Speedup over the baseline. " + "; ".join(parts) + "."
+
+
+def _say_temperatures(frame: pd.DataFrame) -> str:
+    parts = [
+        f"{row.label} batch {row.max_num_seqs} temperature {row.temperature:g}: {row.speedup:.2f}"
+        for row in _known(frame, "speedup").itertuples()
+    ]
+    return "; ".join(parts) + "."
 
 
 def _say_times(frame: pd.DataFrame) -> str:

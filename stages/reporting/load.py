@@ -3,15 +3,17 @@
     run = load_run(params, Path("results"))
     run.arms["chain-k3-b1"].metrics.time_per_token_ms
     run.failed                                   # {"tree-wide-b1": "out of memory"}
+    run.others[0].temperature                    # 1.0
 
 The arms are those that params lists: every max_num_seqs, alone (baseline), with each chain and with each
 tree. An arm that left failed.json counts as failed; one that is missing or partial raises UserError.
+`run` is of the first temperature; `run.others` are the same arms at the others.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -26,6 +28,7 @@ from stages.reporting.schema import Environment, Metrics, ModelFacts, Part, Prob
 REQUEST_COLUMNS = (
     "prompt_index",
     "repeat",
+    "temperature",
     "num_output_tokens",
     "output_token_ids",
     "text",
@@ -64,15 +67,29 @@ class Arm:
     metrics: Metrics
     requests: pd.DataFrame
 
+    def at(self, temperature: float) -> Arm:
+        """The same arm, its figures and requests of one temperature only."""
+        rows = self.requests[self.requests["temperature"] == temperature].reset_index(drop=True)
+        if temperature == self.metrics.temperature:
+            return replace(self, requests=rows)
+        figures = self.metrics.at_temperature[temperature]
+        own = {name: getattr(figures, name) for name in type(figures).model_fields}
+        metrics = self.metrics.model_copy(update={**own, "temperature": temperature, "control": None})
+        return replace(self, metrics=metrics, requests=rows)
+
 
 @dataclass(frozen=True)
 class Run:
+    """Every arm at one temperature."""
+
     params: Params
+    temperature: float
     arms: dict[str, Arm]
     failed: dict[str, str]
     environment: Environment
     models: dict[str, ModelFacts]
     probe: Probe | None
+    others: tuple[Run, ...] = ()
 
     def baseline_of(self, arm: Arm) -> Arm | None:
         return self.arms.get(ArmName("baseline", "", arm.name.max_num_seqs).name)
@@ -89,53 +106,91 @@ def expected_arms(params: Params) -> Iterator[ArmName]:
 
 def load_run(params: Params, results: Path) -> Run:
     """Everything the report needs from `results`. Raises UserError naming the first bad file."""
-    environment = _parse(Environment, results / "environment.json", _read(results / "environment.json"))
-    raw_models = _read(results / "models.json")
+    environment = parse(Environment, results / "environment.json", read(results / "environment.json"))
+    raw_models = read(results / "models.json")
     models = {
-        role: _parse(ModelFacts, results / "models.json", raw_models.get(role))
-        for role in ("target", "draft")
+        role: parse(ModelFacts, results / "models.json", raw_models.get(role)) for role in ("target", "draft")
     }
     probe_file = results / "probe.json"
-    probe = _parse(Probe, probe_file, _read(probe_file)) if probe_file.is_file() else None
+    probe = parse(Probe, probe_file, read(probe_file)) if probe_file.is_file() else None
     arms: dict[str, Arm] = {}
     failed: dict[str, str] = {}
     for name in expected_arms(params):
         folder = results / name.arm / name.key
-        if (folder / "failed.json").is_file():
-            failed[name.name] = str(_read(folder / "failed.json").get("error") or "no reason given")
+        if error := failure_of(folder):
+            failed[name.name] = error
         else:
-            arms[name.name] = _load_arm(name, folder)
-    run = Run(params, arms, failed, environment, models, probe)
-    for arm in arms.values():
-        _check_comparable(run, arm, results)
-    return run
-
-
-def _load_arm(name: ArmName, folder: Path) -> Arm:
-    metrics = _parse(Metrics, folder / "metrics.json", _read(folder / "metrics.json"))
-    if (metrics.arm, metrics.key) != (name.arm, name.key):
-        raise UserError(
-            str(folder / "metrics.json"), f"{metrics.arm}/{metrics.key}", f"{name.arm}/{name.key}"
+            arms[name.name] = _load_arm(name, folder, params.sampling.temperature)
+    for folder in _side_folders(params, results):
+        if error := failure_of(folder):
+            failed["-".join(folder.relative_to(results).parts)] = error
+    first, *others = (
+        Run(
+            params,
+            degree,
+            {name: arm.at(degree) for name, arm in arms.items()},
+            failed,
+            environment,
+            models,
+            probe,
         )
-    path = folder / "requests.parquet"
-    if not path.is_file():
-        raise UserError(f"arm {name.name}", str(path), "an existing file; run `dvc repro`")
-    try:
-        requests = pd.read_parquet(path)
-    except Exception as error:  # pyarrow raises OSError, ArrowInvalid or KeyError on a cut file
-        raise UserError(f"arm {name.name}", str(path), f"a readable parquet file ({error})") from error
-    absent = [column for column in REQUEST_COLUMNS if column not in requests]
-    if absent:
-        raise UserError(str(path), absent, "these columns to be present")
-    pairs = requests[["prompt_index", "repeat"]].drop_duplicates()
-    rows = metrics.num_prompts * metrics.repeats
+        for degree in params.sampling.temperature
+    )
+    for run in (first, *others):
+        for arm in run.arms.values():
+            _check_comparable(run, arm, results)
+    return replace(first, others=tuple(others))
+
+
+def failure_of(folder: Path) -> str | None:
+    """Why what belongs into `folder` failed, or None. Where both exist, metrics.json is the later one."""
+    path = folder / "failed.json"
+    if not path.is_file() or (folder / "metrics.json").is_file():
+        return None
+    return str(read(path).get("error") or "no reason given")
+
+
+def _side_folders(params: Params, results: Path) -> Iterator[Path]:
+    """Where the measurements beside the arms are, as far as params asks for them."""
+    if params.measure.interleaved:
+        yield from (results / "interleaved" / f"b{batch}" for batch in params.engine.max_num_seqs)
+    if params.peers.transformers:
+        yield results / "peer_transformers"
+
+
+def _load_arm(name: ArmName, folder: Path, degrees: tuple[float, ...]) -> Arm:
+    path = folder / "metrics.json"
+    metrics = parse(Metrics, path, read(path))
+    if (metrics.arm, metrics.key) != (name.arm, name.key):
+        raise UserError(str(path), f"{metrics.arm}/{metrics.key}", f"{name.arm}/{name.key}")
+    measured = {metrics.temperature, *metrics.at_temperature}
+    if metrics.temperature != degrees[0] or not measured >= set(degrees):
+        raise UserError(str(path), f"temperatures {sorted(measured)}", f"{list(degrees)}; run `dvc repro`")
+    requests = read_requests(f"arm {name.name}", folder / "requests.parquet", REQUEST_COLUMNS)
+    requests = requests[requests["temperature"].isin(degrees)]
+    pairs = requests[["temperature", "prompt_index", "repeat"]].drop_duplicates()
+    rows = metrics.num_prompts * metrics.repeats * len(degrees)
     if len(requests) != rows or len(pairs) != rows:
         raise UserError(
             f"arm {name.name}",
             f"{len(pairs)} requests",
-            f"{rows} (num_prompts x repeats): a partial result; run `dvc repro`",
+            f"{rows} (num_prompts x repeats x temperatures): a partial result; run `dvc repro`",
         )
     return Arm(name, metrics, requests.sort_values(["prompt_index", "repeat"], ignore_index=True))
+
+
+def read_requests(field: str, path: Path, columns: tuple[str, ...]) -> pd.DataFrame:
+    """The rows of a requests.parquet. Raises UserError where it is absent, unreadable or lacks `columns`."""
+    if not path.is_file():
+        raise UserError(field, str(path), "an existing file; run `dvc repro`")
+    try:
+        requests = pd.read_parquet(path)
+    except Exception as error:  # pyarrow raises OSError, ArrowInvalid or KeyError on a cut file
+        raise UserError(field, str(path), f"a readable parquet file ({error})") from error
+    absent = [column for column in columns if column not in requests]
+    if absent:
+        raise UserError(str(path), absent, "these columns to be present")
+    return requests
 
 
 def _check_comparable(run: Run, arm: Arm, results: Path) -> None:
@@ -153,7 +208,8 @@ def _check_comparable(run: Run, arm: Arm, results: Path) -> None:
         )
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read(path: Path) -> dict[str, Any]:
+    """A JSON object of the results. Raises UserError."""
     if not path.is_file():
         raise UserError("results", str(path), "an existing file; run `dvc repro`")
     try:
@@ -165,7 +221,8 @@ def _read(path: Path) -> dict[str, Any]:
     return value
 
 
-def _parse(kind: type[T], path: Path, value: Any) -> T:
+def parse(kind: type[T], path: Path, value: Any) -> T:
+    """`value` of `path` as `kind`. Raises UserError naming the first bad field."""
     try:
         return kind.model_validate(value)
     except ValidationError as error:

@@ -1,14 +1,16 @@
-"""Is the output unchanged? Every request of an arm against the baseline, token by token, lengths included.
+"""Is the output unchanged? Every request of an arm against the baseline of its temperature.
 
-Greedy decoding must give the baseline's ids. One excuse exists: where the baseline's two best tokens lie
-closer together than the dtype can resolve, either may win, since batch shapes change the order of sums.
-A first divergence is such a near-tie if the arm chose the baseline's runner-up and the logprob gap of the
-two is within TOLERANCE; what follows a divergence is another text and is not compared.
+Greedy decoding must give the baseline's ids, token by token, lengths included. One excuse exists: where the
+baseline's two best tokens lie closer together than the dtype can resolve, either may win, since batch shapes
+change the order of sums. A first divergence is such a near-tie if the arm chose the baseline's runner-up and
+the logprob gap of the two is within TOLERANCE; what follows a divergence is another text and not compared.
 
 The rule: two logits of magnitude 16 to 32, each off by two units in the last place, so 4 * 16 * epsilon.
 In float32 not storage but the order of long sums sets the error, hence a larger multiple.
 
-    verdict   identical | near_ties | not_lossless | not_tested (sampled output with too few counts)
+Sampled output must follow the baseline's distribution: see stages.reporting.sampled.
+
+    verdict   identical | near_ties | not_lossless | same_distribution | not_tested (too few sampled outputs)
 """
 
 from __future__ import annotations
@@ -18,10 +20,10 @@ from typing import Literal
 
 import pandas as pd
 
-from stages.reporting.statistics import homogeneity_p_value
+from stages.reporting.sampled import distribution_p_value
 
 TOLERANCE = {"bfloat16": 4 * 16 * 2**-7, "float16": 4 * 16 * 2**-10, "float32": 1e-4}
-ERROR_RATE = 0.01  # of the distribution test: how often a right sampler is called wrong
+ERROR_RATE = 0.01  # how often a report of right samplers calls any of them wrong
 
 Verdict = Literal["identical", "near_ties", "not_lossless", "not_tested", "same_distribution"]
 
@@ -103,22 +105,14 @@ def first_divergence(expected: dict, actual: dict, tolerance: float) -> Divergen
     )
 
 
-def compare_sampled(baseline: pd.DataFrame, arm: pd.DataFrame) -> Losslessness:
-    """Sampled output: do both arms' second tokens, pooled over prompts, come from one distribution?
-
-    The first token comes from the prefill in every arm; the second is the first that a verification decides.
-    Chi-square at ERROR_RATE; 'not_tested' where the counts do not suffice. The prompts (and seeds) are the
-    same on both sides, so pooling them is fair and makes the test cautious, never too eager.
-    """
-    p_value = homogeneity_p_value(_second_tokens(baseline), _second_tokens(arm))
+def compare_sampled(baseline: pd.DataFrame, arm: pd.DataFrame, seed: int, num_tests: int = 1) -> Losslessness:
+    """Sampled output: the distribution test, at ERROR_RATE shared by the `num_tests` of one report."""
+    error_rate = ERROR_RATE / num_tests
+    p_value = distribution_p_value(baseline, arm, error_rate, seed)
     if p_value is None:
         return Losslessness("not_tested", len(arm), ())
-    verdict: Verdict = "same_distribution" if p_value >= ERROR_RATE else "not_lossless"
+    verdict: Verdict = "same_distribution" if p_value >= error_rate else "not_lossless"
     return Losslessness(verdict, len(arm), (), p_value)
-
-
-def _second_tokens(requests: pd.DataFrame) -> list[int]:
-    return [int(ids[1]) for ids in requests["output_token_ids"] if len(ids) > 1]
 
 
 def _at(values, position: int):

@@ -13,8 +13,9 @@ from typing import Any
 import jinja2
 
 from stages.common.files import write_text
-from stages.reporting import figures, grids, prose, theme
+from stages.reporting import evidence, figures, grids, prose, theme
 from stages.reporting.analysis import Analysis
+from stages.reporting.decode import token_decoder
 from stages.reporting.verdict import Verdict
 
 TEMPLATES = Path(__file__).resolve().parent.parent / "templates"
@@ -56,7 +57,7 @@ def _markdown_code(text: Any) -> str:
 def _view(analysis: Analysis, verdict: Verdict, drawn: dict[str, figures.Figure]) -> dict[str, Any]:
     """Everything the two templates name."""
     run, best = analysis.run, verdict.best
-    found = [result.losslessness for result in analysis.results.values() if result.losslessness]
+    found = [r.losslessness for one in analysis.every for r in one.results.values() if r.losslessness]
     return {
         "verdict": verdict,
         "banners": list(prose.banners(analysis)),
@@ -70,12 +71,20 @@ def _view(analysis: Analysis, verdict: Verdict, drawn: dict[str, figures.Figure]
         "absent": prose.ABSENT,
         "dark_rules": theme.dark_rules("figure"),
         "speed": grids.speed(analysis, best),
-        "outputs": grids.outputs(analysis),
-        "divergences": grids.divergences(analysis),
+        "outputs": evidence.outputs(analysis),
+        "divergences": evidence.divergences(analysis, token_decoder(run.models["target"].path)),
         "num_divergences": sum(len(one.divergences) for one in found),
+        "several": bool(analysis.others),
         "changed": bool(analysis.changed),
-        "why": grids.why(analysis, best),
-        "trust": grids.trust(analysis),
+        "why": evidence.why(analysis, best),
+        "predicted": evidence.predicted(analysis),
+        "trust": evidence.trust(analysis),
+        "temperatures": grids.temperatures(analysis),
+        "interleaved": grids.interleaved(analysis),
+        "interleaving": list(prose.interleaving(analysis)),
+        "peers": grids.peers(analysis),
+        "peer": prose.peer(analysis),
+        "predictions": prose.predictions(analysis),
         "crossings": list(prose.crossings(analysis)),
         "aa_checks": list(prose.aa_checks(analysis)),
         "lossless_rule": prose.lossless_rule(analysis),

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from stages.reporting.analysis import Analysis, ArmResult
+from stages.reporting.analysis import Analysis
+from stages.reporting.arm_result import ArmResult
 from stages.reporting.lossless import ERROR_RATE, TOLERANCE
+from stages.reporting.predicted import median_error
 from stages.reporting.schema import ModelFacts
 from stages.reporting.statistics import FEW_PROMPTS
-from stages.reporting.verdict import crossing, interval, setting, times
+from stages.reporting.verdict import crossing
+from stages.reporting.words import at_temperature, interval, percent, times
 
 PUBLISHED = (
     (
@@ -40,6 +43,7 @@ ABSENT = {
     "step_cost": "No arm recorded the times of its steps.",
     "roofline": "No time per token was recorded.",
     "drafted": "No time per token was recorded.",
+    "temperature": "One temperature was measured; list more under sampling.temperature.",
 }
 ROOFLINE_RULE = (
     "Without speculation every step must read the target's weights once, so a token costs at least weight "
@@ -48,9 +52,10 @@ ROOFLINE_RULE = (
     "part of the wall time that reading weights explains, the draft's forwards included."
 )
 DRIFT_RULE = (
-    "Drift is the larger of two: how far the memory bandwidth measured before and after the arm and its "
-    "baseline lies apart, and how far the passes of either do. Effect is the distance of the speedup from 1. "
-    "Where drift reaches the effect, no winner is named."
+    "Drift is the largest of three: how far the memory bandwidth probed before and after the arm and its "
+    "baseline lies apart, how far the passes of either do, and how far the arm's control, an undrafted pass "
+    "at its end in its own engine, lies from the baseline. Effect is the distance of the speedup from 1. "
+    "Where drift reaches the effect, separate engines name no winner; only the interleaved measurement can."
 )
 
 
@@ -83,7 +88,7 @@ def device_of(analysis: Analysis) -> str:
 def banners(analysis: Analysis) -> Iterator[Banner]:
     """What must not be overlooked, the worst first."""
     if analysis.changed:
-        names = ", ".join(setting(result) for result in analysis.changed)
+        names = ", ".join(at_temperature(analysis, result) for result in analysis.changed)
         yield Banner("bad", "NOT LOSSLESS: the output has changed", f"Differs beyond rounding: {names}.")
     for name, error in analysis.run.failed.items():
         text = f"{error} (The other arms are reported; the run is incomplete.)"
@@ -100,20 +105,71 @@ def banners(analysis: Analysis) -> Iterator[Banner]:
 
 
 def lossless_rule(analysis: Analysis) -> str:
+    """How greedy and sampled outputs are judged, as far as this run has them."""
     dtype = analysis.run.params.engine.dtype
-    if analysis.sampled:
-        return (
-            "Sampled output differs from run to run, so its distribution is tested: the second tokens, the "
-            "first that speculation decides, pooled over prompts, against the baseline's (chi-square, "
-            f"{ERROR_RATE:.0%} false alarms); with too few counts nothing is claimed."
-        )
-    return (
-        "Every output is compared with the baseline's first repeat, token by token, lengths included. One "
-        "excuse is accepted, a near-tie: the arm chose the baseline's runner-up where the two lie within "
+    greedy = (
+        "Every greedy output is compared with the baseline's first repeat, token by token, lengths included. "
+        "One excuse is accepted, a near-tie: the arm chose the baseline's runner-up where the two lie within "
         f"{TOLERANCE[dtype]:g} in log-probability, what {dtype} cannot resolve (4 units in the last place "
         f"of a logit of 16 to 32; {TOLERANCE['bfloat16']:g} bfloat16, {TOLERANCE['float16']:g} float16, "
         f"{TOLERANCE['float32']:g} float32, where long sums set it). The baseline's own row compares its "
         "repeats with each other."
+    )
+    sampled = (
+        "Sampled output differs from run to run, so its distribution is tested: arm against baseline at the "
+        "same temperature, by the energy distance of token histograms, labels permuted within each prompt "
+        f"({ERROR_RATE:.0%} false alarms for the whole report). It notices outputs made of other tokens, as "
+        "a skewed, sharpened or flattened sampler makes them; not the order of tokens, rare tokens or a "
+        "small bias. Those the exact proofs in the tests exclude. With too few outputs a prompt nothing is "
+        "claimed."
+    )
+    kinds = {one.sampled for one in analysis.every}
+    return " ".join(text for is_sampled, text in ((False, greedy), (True, sampled)) if is_sampled in kinds)
+
+
+def predictions(analysis: Analysis) -> str:
+    """The median error of the cost model, or '' without predictions."""
+    found = [result.predicted for result in analysis.results.values() if result.predicted]
+    if not found:
+        return ""
+    outside = sum(one.outside for one in found)
+    return (
+        "The calibration's cost model missed the measured time per token by "
+        f"{percent(median_error(found), 1)} in the median of {len(found)} arms; {outside} of them lie "
+        "outside their measured interval."
+    )
+
+
+def interleaving(analysis: Analysis) -> Iterator[str]:
+    """What the undrafted mode of the interleaved engine says of the stock baseline."""
+    level = f"{analysis.bootstrap.confidence:.0%}"
+    for batch, side in analysis.interleaved.items():
+        found = side.none_ratio
+        if found is None or found.value is None:
+            continue
+        if not found.has_interval:
+            said = "no interval from one prompt"
+        elif found.contains(1.0):
+            said = "no difference that can be told"
+        else:
+            said = f"a difference of {percent(abs(found.value - 1), 1)}"
+        yield (
+            f"At batch {batch} the undrafted mode takes {times(found.value)} the stock baseline's time per "
+            f"token ({level} interval {interval(found)}): {said}. Intervals are over {side.unit}."
+        )
+
+
+def peer(analysis: Analysis) -> str:
+    """What the peer is, or why it was not measured; '' if nobody asked."""
+    if analysis.peer is None:
+        return ""
+    if analysis.peer.reason:
+        return f"The peer was not measured: {analysis.peer.reason}."
+    best = analysis.peer.best
+    ours = f" Our best arm there: {best.name.label}." if best else ""
+    return (
+        f"Hugging Face transformers {analysis.peer.version or ''} with the same models, prompts and machine, "
+        f"at batch 1, alone and with assisted generation by the same draft.{ours}"
     )
 
 
@@ -182,7 +238,9 @@ def _sources(analysis: Analysis) -> list[str]:
 
 def _sampling(analysis: Analysis) -> str:
     sampling = analysis.run.params.sampling
-    return f"temperature {sampling.temperature:g}, seed {sampling.seed}" if analysis.sampled else "greedy"
+    kinds = [f"temperature {one.temperature:g}" if one.sampled else "greedy" for one in analysis.every]
+    seed = f" (seed {sampling.seed}, {analysis.run.params.speculation.draft_sampling} drafts)"
+    return ", then ".join(kinds) + (seed if any(one.sampled for one in analysis.every) else "")
 
 
 def _model(model: ModelFacts) -> str:

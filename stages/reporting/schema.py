@@ -49,17 +49,9 @@ class SpeculationMetrics(Part):
     off_chain_accepted_tokens: int | None = None
 
 
-class Metrics(Part):
-    """metrics.json of one arm, by the contract of the numbers."""
+class Figures(Part):
+    """What the passes at one temperature gave."""
 
-    arm: str
-    key: str
-    device: str
-    dtype: str
-    dataset_source: str
-    num_prompts: int
-    repeats: int
-    max_num_seqs: int
     num_output_tokens: int
     time_per_token_ms: float | None = None
     throughput_tokens_per_s: float | None = None
@@ -70,15 +62,60 @@ class Metrics(Part):
     speculation: SpeculationMetrics | None = None
     step_ms: dict[str, float | None] | None = None
     passes: tuple[Pass, ...] = ()
+
+
+class Timing(Part):
+    """Tokens and the wall time they took."""
+
+    num_output_tokens: int
+    wall_time_s: float
+    time_per_token_ms: float | None = None
+
+
+class Metrics(Figures):
+    """metrics.json of one arm, by the contract of the numbers; the figures are of the first temperature."""
+
+    arm: str
+    key: str
+    device: str
+    dtype: str
+    dataset_source: str
+    num_prompts: int
+    repeats: int
+    max_num_seqs: int
+    temperature: float
+    at_temperature: dict[float, Figures] = {}
+    control: Timing | None = None  # an undrafted pass in the arm's own engine, at its end
     probe: Probes | None = None
     finished_at: str | None = None
     vllm_version: str | None = None
     prompt_format: str | None = None
 
 
+class InterleavedMetrics(Part):
+    """results/interleaved/<key>/metrics.json."""
+
+    asked: bool = True
+    reason: str | None = None
+    temperature: float | None = None
+    modes: dict[str, Timing] = {}
+
+
+class PeerMetrics(Part):
+    """results/peer_transformers/metrics.json."""
+
+    asked: bool = True
+    reason: str | None = None
+    transformers_version: str | None = None
+    same_output: float | None = None
+    plain: Timing | None = None
+    assisted: Timing | None = None
+
+
 class ModelFacts(Part):
     reference: str
     revision: str | None = None
+    path: str | None = None
     weight_bytes: int | None = None
     num_parameters: int | None = None
 

@@ -108,6 +108,11 @@ def expanded_level(confidence: float, n: int) -> float:
     return min(1 - 2 * float(stats.norm.cdf(tail)), 1 - 1e-9)
 
 
+def mean_of(values: pd.Series, bootstrap: Bootstrap) -> Ratio:
+    """The mean over prompts with its bootstrap interval."""
+    return paired_ratio(values.to_numpy(), np.ones(len(values)), bootstrap)
+
+
 def split_repeats(requests: pd.DataFrame, bootstrap: Bootstrap) -> Ratio | None:
     """The A/A check: one arm's even repeats against its odd ones, as if they were two arms.
 
@@ -131,30 +136,3 @@ def spread(values: Sequence[float | None]) -> float | None:
     """How far values of one quantity lie apart: largest / smallest - 1. None with fewer than two."""
     known = [value for value in values if value]
     return max(known) / min(known) - 1 if len(known) > 1 else None
-
-
-def homogeneity_p_value(
-    first: Sequence[int], second: Sequence[int], least_expected: float = 5.0
-) -> float | None:
-    """Chi-square test that two samples of categories come from one distribution.
-
-    Categories too rare for the test are pooled, rarest first, until each expected count reaches
-    `least_expected`; None where fewer than two categories remain.
-    """
-    samples = [np.asarray(first), np.asarray(second)]
-    if not len(first) or not len(second):
-        return None
-    categories = np.unique(np.concatenate(samples))
-    table = np.array([[np.sum(sample == category) for category in categories] for sample in samples])
-    order = np.argsort(table.sum(axis=0), kind="stable")
-    smaller_share = min(len(first), len(second)) / (len(first) + len(second))
-    columns, pooled = [], np.zeros(2, dtype=int)
-    for column in order:
-        pooled = pooled + table[:, column]
-        if pooled.sum() * smaller_share >= least_expected:
-            columns.append(pooled)
-            pooled = np.zeros(2, dtype=int)
-    if len(columns) < 2:
-        return None
-    columns[-1] = columns[-1] + pooled
-    return float(stats.chi2_contingency(np.array(columns).T, correction=False).pvalue)

@@ -1,26 +1,20 @@
-"""The numbers for machines: results/summary.json and the tidy results/plots/*.csv.
+"""The numbers for machines: results/summary.json. No NaN: what does not exist is null.
 
-summary.json    arms.<arm>-<key>: speedup, speedup_low, speedup_high, ... ; best; recommendation
-speedup.csv         arm by arm, with the interval and the prediction
-acceptance.csv      acceptance rate by position in the draft
-time_per_token.csv  time per token by drafted tokens and batch, with the floor
-step_cost.csv       the parts of a step, in ms a step and a token
+    summarise(analysis, verdict)["arms"]["chain-k3-b1"]["speedup_low"]
 
-Every CSV names its rows by `name` (chain-k3-b1), `arm`, `setting` and `max_num_seqs`. No NaN: what does
-not exist is null, or empty.
+arms.<arm>-<key> holds speedup, speedup_low, speedup_high ... of the first temperature,
+at_temperature.<t>.arms those of the others; interleaved.b<batch>, peer, best, recommendation and settings
+stand beside them.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
-from stages.common.files import atomic_path
-from stages.reporting.analysis import Analysis, ArmResult
-from stages.reporting.costs import PARTS
-from stages.reporting.load import ArmName
+from stages.reporting.analysis import Analysis
+from stages.reporting.arm_result import ArmResult
+from stages.reporting.predicted import median_error
+from stages.reporting.statistics import Ratio
 from stages.reporting.verdict import Verdict
 
 DIGITS = 6
@@ -29,34 +23,93 @@ NO_BEST = {"arm": None, "key": None, "speedup": None, "speedup_low": None, "spee
 
 def summarise(analysis: Analysis, verdict: Verdict) -> dict[str, Any]:
     """The content of results/summary.json."""
-    arms = {name: _arm(result) for name, result in analysis.results.items()}
-    arms |= {name: {"failed": error} for name, error in analysis.run.failed.items()}
     best = verdict.best
+    results = analysis.results.values()
     return {
         "recommendation": verdict.sentence,
         "decision": verdict.kind,
-        "best": NO_BEST if best is None else {"arm": best.name.arm, "key": best.name.key, **_speedup(best)},
+        "settings": _settings(analysis),
+        "best": NO_BEST if best is None else {"arm": best.name.arm, "key": best.name.key, **_best(best)},
         "pays_up_to_max_num_seqs": max(verdict.pays_at, default=None),
         "all_lossless": not analysis.changed,
         "num_failed": len(analysis.run.failed),
-        "arms": arms,
+        "median_prediction_error": rounded(median_error(result.predicted for result in results)),
+        "arms": _arms(analysis) | {name: {"failed": error} for name, error in analysis.run.failed.items()},
+        "at_temperature": {f"{one.temperature}": {"arms": _arms(one)} for one in analysis.others},
+        "interleaved": _interleaved(analysis),
+        "peer": _peer(analysis),
     }
+
+
+def _settings(analysis: Analysis) -> dict[str, Any]:
+    """What tells one experiment from another in a comparison."""
+    params = analysis.run.params
+    return {
+        "temperature": analysis.temperature,
+        "draft_sampling": params.speculation.draft_sampling,
+        "implementation": params.speculation.implementation,
+        "target": params.models.target,
+        "draft": params.models.draft,
+        "device": analysis.run.environment.device_name,
+        "dtype": params.engine.dtype,
+        "num_prompts": params.dataset.num_prompts,
+        "max_tokens": params.sampling.max_tokens,
+    }
+
+
+def _arms(analysis: Analysis) -> dict[str, Any]:
+    return {name: _arm(result) for name, result in analysis.results.items()}
+
+
+def _interleaved(analysis: Analysis) -> dict[str, Any]:
+    return {
+        f"b{batch}": {
+            "none_time_per_token_ms": rounded(side.none_ms),
+            **_bounds("none_over_baseline", side.none_ratio),
+            "arms": {
+                name: {
+                    **_bounds("speedup", mode.speedup),
+                    "time_per_token_ms": rounded(mode.time_per_token_ms),
+                }
+                for name, mode in side.modes.items()
+            },
+        }
+        for batch, side in analysis.interleaved.items()
+    }
+
+
+def _peer(analysis: Analysis) -> dict[str, Any]:
+    peer = analysis.peer
+    if peer is None or peer.reason:
+        return {}
+    modes = {
+        mode: {
+            "time_per_token_ms": rounded(found.time_per_token_ms),
+            **_bounds("speedup_over_own_plain", found.own),
+            **_bounds("our_best_over_it", found.ours),
+        }
+        for mode, found in peer.modes.items()
+    }
+    return {"transformers_version": peer.version, "same_output": rounded(peer.same_output), **modes}
+
+
+def _bounds(key: str, ratio: Ratio | None) -> dict[str, float | None]:
+    value, low, high = (ratio.value, ratio.low, ratio.high) if ratio else (None, None, None)
+    return {key: rounded(value), f"{key}_low": rounded(low), f"{key}_high": rounded(high)}
+
+
+def _best(best: ArmResult) -> dict[str, Any]:
+    return {**_bounds("speedup", best.evidence), "interleaved": best.by_interleaving}
 
 
 def _speedup(result: ArmResult) -> dict[str, float | None]:
     if result.is_baseline:
         return {"speedup": 1.0, "speedup_low": None, "speedup_high": None}
-    ratio = result.speedup
-    low, high = (ratio.low, ratio.high) if ratio else (None, None)
-    return {
-        "speedup": rounded(ratio.value if ratio else None),
-        "speedup_low": rounded(low),
-        "speedup_high": rounded(high),
-    }
+    return _bounds("speedup", result.speedup)
 
 
 def _arm(result: ArmResult) -> dict[str, Any]:
-    speculation, found = result.arm.metrics.speculation, result.losslessness
+    speculation, found, predicted = result.arm.metrics.speculation, result.losslessness, result.predicted
     entry = {
         **_speedup(result),
         "time_per_token_ms": rounded(result.arm.metrics.time_per_token_ms),
@@ -69,101 +122,24 @@ def _arm(result: ArmResult) -> dict[str, Any]:
         "num_outputs": found.num_compared if found else None,
         "num_divergences": len(found.divergences) if found else None,
         "num_unexplained": found.num_unexplained if found else None,
+        "p_value": rounded(found.p_value if found else None),
         "gsm8k_accuracy": rounded(result.accuracy.value),
-        "predicted_speedup": rounded(result.predicted),
+        "predicted_speedup": rounded(predicted.speedup if predicted else None),
+        "predicted_time_per_token_ms": rounded(predicted.time_per_token_ms if predicted else None),
+        "prediction_error": rounded(predicted.error if predicted else None),
+        "prediction_outside": predicted.outside if predicted else None,
+        "explained_speedup": rounded(result.explained),
         "overhead_share": rounded(result.step.overhead_share if result.step else None),
         "floor_share": rounded(result.floor_share),
         "roofline_share": rounded(result.arm.metrics.roofline_share),
-        "drift": rounded(result.drift),
+        "drift": rounded(result.drift.value if result.drift else None),
     }
     if result.is_baseline:  # these compare with a baseline or count drafts
         speculative_only = ("latency_speedup", "throughput_speedup", "mean_acceptance_length")
-        for key in (*speculative_only, "draft_efficiency", "predicted_speedup", "drift"):
+        for key in (*speculative_only, "draft_efficiency", "predicted_speedup", "explained_speedup", "drift"):
             del entry[key]
     return entry
 
 
 def rounded(value: float | None) -> float | None:
     return None if value is None else round(float(value), DIGITS)
-
-
-def tables(analysis: Analysis) -> dict[str, pd.DataFrame]:
-    """The tidy tables by file stem; also what the figures draw."""
-    results = list(analysis.results.values())
-    return {
-        "speedup": _frame([_speedup_row(result) for result in analysis.speculative], SPEEDUP_COLUMNS),
-        "acceptance": _frame(
-            [row for result in results for row in _acceptance_rows(result)], ACCEPTANCE_COLUMNS
-        ),
-        "time_per_token": _frame([_time_row(result) for result in results], TIME_COLUMNS),
-        "step_cost": _frame([row for result in results for row in _step_rows(result)], STEP_COLUMNS),
-    }
-
-
-ID_COLUMNS = ["name", "arm", "setting", "label", "max_num_seqs"]
-SPEEDUP_COLUMNS = [*ID_COLUMNS, "speedup", "low", "high", "predicted", "lossless"]
-ACCEPTANCE_COLUMNS = [*ID_COLUMNS, "position", "acceptance_rate"]
-TIME_COLUMNS = [*ID_COLUMNS, "drafted_tokens", "time_per_token_ms", "floor_ms"]
-STEP_COLUMNS = [*ID_COLUMNS, "part", "ms_per_step", "ms_per_token"]
-
-
-def _frame(rows: list[dict[str, Any]], columns: list[str]) -> pd.DataFrame:
-    return pd.DataFrame(rows, columns=columns)
-
-
-def _identity(name: ArmName) -> dict[str, Any]:
-    return {
-        "name": name.name,
-        "arm": name.arm,
-        "setting": name.setting or "none",
-        "label": name.label,
-        "max_num_seqs": name.max_num_seqs,
-    }
-
-
-def _speedup_row(result: ArmResult) -> dict[str, Any]:
-    bounds = _speedup(result)
-    return _identity(result.name) | {
-        "speedup": bounds["speedup"],
-        "low": bounds["speedup_low"],
-        "high": bounds["speedup_high"],
-        "predicted": rounded(result.predicted),
-        "lossless": result.lossless,
-    }
-
-
-def _acceptance_rows(result: ArmResult) -> list[dict[str, Any]]:
-    speculation = result.arm.metrics.speculation
-    rates = speculation.acceptance_rate_per_position if speculation else {}
-    return [
-        _identity(result.name) | {"position": position, "acceptance_rate": rounded(rate)}
-        for position, rate in sorted(rates.items())
-    ]
-
-
-def _time_row(result: ArmResult) -> dict[str, Any]:
-    metrics = result.arm.metrics
-    speculation = metrics.speculation
-    drafted = (speculation.tree_nodes or speculation.num_speculative_tokens) if speculation else 0
-    return _identity(result.name) | {
-        "drafted_tokens": drafted,
-        "time_per_token_ms": rounded(metrics.time_per_token_ms),
-        "floor_ms": rounded(result.floor_ms),
-    }
-
-
-def _step_rows(result: ArmResult) -> list[dict[str, Any]]:
-    if result.step is None:
-        return []
-    step, token = result.step.per_step_ms, result.step.per_token_ms
-    return [
-        _identity(result.name)
-        | {"part": part, "ms_per_step": rounded(step[part]), "ms_per_token": rounded(token[part])}
-        for part in PARTS
-    ]
-
-
-def write_tables(folder: Path, frames: dict[str, pd.DataFrame]) -> None:
-    for stem, frame in frames.items():
-        with atomic_path(folder / f"{stem}.csv") as temporary:
-            frame.to_csv(temporary, index=False, lineterminator="\n")

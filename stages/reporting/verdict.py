@@ -13,12 +13,10 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
 
-from stages.reporting.analysis import Analysis, ArmResult, best_of
+from stages.reporting.analysis import Analysis
+from stages.reporting.arm_result import ArmResult, best_of
 from stages.reporting.costs import tokens_per_step
-from stages.reporting.statistics import Ratio
-
-NEAR_TIES = {"identical": "identical", "near_ties": "near-ties", "not_lossless": "NOT LOSSLESS"}
-WORDS = NEAR_TIES | {"not_tested": "not tested", "same_distribution": "same distribution"}
+from stages.reporting.words import at_temperature, interval, milliseconds, percent, setting, times
 
 
 @dataclass(frozen=True)
@@ -37,34 +35,6 @@ class Verdict:
     sentence: str
     answers: tuple[Answer, ...]
     pays_at: tuple[int, ...]
-
-
-def times(value: float | None) -> str:
-    return "–" if value is None else f"{value:.2f}×"
-
-
-def percent(value: float | None, digits: int = 0) -> str:
-    return "–" if value is None else f"{100 * value:.{digits}f} %"
-
-
-def interval(ratio: Ratio | None) -> str:
-    """'1.55 to 1.70', or why there is none."""
-    if ratio is None or ratio.value is None:
-        return "not measured"
-    return f"{ratio.low:.2f} to {ratio.high:.2f}" if ratio.has_interval else "no interval from one prompt"
-
-
-def setting(result: ArmResult) -> str:
-    return f"{result.name.label} at batch {result.name.max_num_seqs}"
-
-
-def lossless_words(result: ArmResult) -> str:
-    """'identical', 'near-ties (2 of 24)', 'NOT LOSSLESS (1 of 24)' ..."""
-    found = result.losslessness
-    if found is None:
-        return "–"
-    counts = {"near_ties": len(found.divergences), "not_lossless": len(found.divergences)}.get(found.verdict)
-    return f"{WORDS[found.verdict]} ({counts} of {found.num_compared})" if counts else WORDS[found.verdict]
 
 
 def judge(analysis: Analysis) -> Verdict:
@@ -88,30 +58,38 @@ def _recommendation(analysis: Analysis, best: ArmResult | None, level: str, pays
     if best is None:
         reason = "no arm kept the output unchanged" if analysis.compared else "no arm could be compared"
         return "off", "No: leave speculation off", f"Leave speculation off: {reason}."
-    speedup = f"{times(best.speedup.value)} ({level} {interval(best.speedup)})"
-    if not best.speedup.has_interval:
+    evidence = best.evidence
+    found = f"{times(evidence.value)} ({level} {interval(evidence)})"
+    if not evidence.has_interval:
         return (
             "undecided",
             "No winner can be named",
             f"No winner can be named: one prompt gives no interval (highest: {setting(best)}, "
-            f"{times(best.speedup.value)}); raise dataset.num_prompts.",
+            f"{times(evidence.value)}); raise dataset.num_prompts.",
         )
-    if best.speedup.low <= 1:
+    if evidence.low <= 1:
         return (
             "off",
             "No: leave speculation off",
-            f"Leave speculation off: no arm is surely faster here (highest: {setting(best)}, {speedup}).",
+            f"Leave speculation off: no arm is surely faster here (highest: {setting(best)}, {found}).",
         )
-    if best.drifted:
+    if best.drifted and not best.by_interleaving:
         return (
             "undecided",
             "No winner can be named",
-            f"No winner can be named: the machine itself drifted by {percent(best.drift)}, as much as the "
-            f"effect (highest: {setting(best)}, {speedup}); measure again on a quiet machine.",
+            f"No winner can be named: the machine itself drifted by {percent(best.drift.value)}, as much as "
+            f"the effect (highest: {setting(best)}, {found}); measure on a quiet machine, or interleaved.",
         )
-    sentence = f"Use {setting(best)}: {times(best.speedup.value)} as fast as vLLM without speculation "
-    sentence += f"({level} {interval(best.speedup)}); {_reach(analysis, best, pays_at)}."
-    return "use", f"Yes: {times(best.speedup.value)} as fast", sentence
+    how = f", {interleaved_note(best)}" if best.by_interleaving else ""
+    sentence = f"Use {setting(best)}: {times(evidence.value)} as fast as vLLM without speculation "
+    sentence += f"({level} {interval(evidence)}{how}); {_reach(analysis, best, pays_at)}."
+    return "use", f"Yes: {times(evidence.value)} as fast", sentence
+
+
+def interleaved_note(best: ArmResult) -> str:
+    """Why the figure is not that of separate engines."""
+    drift = f"the machine drifted by {percent(best.drift.value)} between separate engines"
+    return f"interleaved in one engine, since {drift}, as much as the effect"
 
 
 def _reach(analysis: Analysis, best: ArmResult, pays_at: tuple[int, ...]) -> str:
@@ -125,7 +103,7 @@ def _reach(analysis: Analysis, best: ArmResult, pays_at: tuple[int, ...]) -> str
     there = (
         ""
         if last is best
-        else f" (there {last.name.label}, {times(last.speedup.value)}, {interval(last.speedup)})"
+        else f" (there {last.name.label}, {times(last.evidence.value)}, {interval(last.evidence)})"
     )
     if len(pays_at) == len(batches):
         return f"speculation pays up to batch {pays_at[-1]}, the largest measured{there}"
@@ -138,51 +116,54 @@ def _faster(analysis: Analysis, best: ArmResult | None, kind: str, level: str) -
     if best is None:
         return Answer(question, "No", "No arm could be compared with its output unchanged.", "bad")
     baseline = analysis.baseline(best.name.max_num_seqs)
-    detail = f"{level} {interval(best.speedup)}, {best.speedup.n} prompts. {setting(best).capitalize()}: "
+    counted = f"{best.evidence.n} pairs, interleaved" if best.by_interleaving else f"{best.speedup.n} prompts"
+    detail = f"{level} {interval(best.evidence)}, {counted}. {setting(best).capitalize()}: "
     detail += f"{milliseconds(best)} a token instead of {milliseconds(baseline)}."
     tone = {"use": "good", "off": "bad", "undecided": "warn"}[kind]
-    answer = {"use": times(best.speedup.value), "off": "Not surely", "undecided": "Undecided"}[kind]
+    answer = {"use": times(best.evidence.value), "off": "Not surely", "undecided": "Undecided"}[kind]
     return Answer(question, answer, detail, tone)
-
-
-def milliseconds(result: ArmResult | None) -> str:
-    value = result.arm.metrics.time_per_token_ms if result else None
-    return "–" if value is None else f"{value:.2f} ms" if value < 10 else f"{value:.1f} ms"
 
 
 def _unchanged(analysis: Analysis) -> Answer:
     question = "Is the output unchanged?"
-    arms = [result for result in analysis.speculative if result.losslessness]
+    arms = [result for one in analysis.every for result in one.speculative if result.losslessness]
     changed = [result for result in arms if result.lossless is False]
-    untested = [result for result in arms if result.lossless is None]
     if changed:
-        names = ", ".join(setting(result) for result in changed)
+        names = ", ".join(at_temperature(analysis, result) for result in changed)
         return Answer(question, "NO", f"{len(changed)} of {len(arms)} arms are not lossless: {names}.", "bad")
-    if not arms or untested:
-        detail = (
-            "Sampled output with too few counts for the distribution test." if arms else "No arm to compare."
-        )
+    if not arms:
+        return Answer(question, "Not tested", "No arm to compare.", "warn")
+    detail = " ".join(_sampled_words(one) if one.sampled else _greedy_words(one) for one in analysis.every)
+    if all(result.lossless is None for result in arms):
         return Answer(question, "Not tested", detail, "warn")
-    if analysis.sampled:
-        return Answer(
-            question, "Yes", "Second tokens follow the baseline's distribution in every arm.", "good"
+    if any(result.lossless is None for result in arms):
+        return Answer(question, "Yes, where tested", detail, "warn")
+    ties = any(result.losslessness.divergences for result in arms)
+    return Answer(question, "Yes, to rounding" if ties else "Yes", detail, "good")
+
+
+def _greedy_words(one: Analysis) -> str:
+    arms = [result.losslessness for result in one.speculative if result.losslessness]
+    outputs = sum(found.num_compared for found in arms)
+    if ties := sum(len(found.divergences) for found in arms):
+        dtype = one.run.params.engine.dtype
+        return (
+            f"{outputs - ties} of {outputs} greedy outputs are identical token by token; {ties} part at a "
+            f"near-tie that {dtype} cannot resolve."
         )
-    outputs = sum(result.losslessness.num_compared for result in arms)
-    ties = sum(len(result.losslessness.divergences) for result in arms)
-    if ties:
-        detail = (
-            f"{outputs - ties} of {outputs} outputs are identical token by token; {ties} part at a near-tie "
-        )
-        return Answer(
-            question, "Yes, to rounding", detail + f"that {_dtype(analysis)} cannot resolve.", "good"
-        )
-    return Answer(
-        question, "Yes", f"All {outputs} outputs of {len(arms)} arms are identical, token by token.", "good"
+    return f"All {outputs} greedy outputs of {len(arms)} arms are identical, token by token."
+
+
+def _sampled_words(one: Analysis) -> str:
+    arms = [result.losslessness for result in one.speculative if result.losslessness]
+    known = [found.p_value for found in arms if found.p_value is not None]
+    if not known:
+        return f"At temperature {one.temperature:g}, too few outputs a prompt for the distribution test."
+    tested = "all" if len(known) == len(arms) else f"{len(known)} of"
+    return (
+        f"At temperature {one.temperature:g}, {tested} {len(arms)} arms pass the test that they follow the "
+        f"baseline's distribution (smallest p {min(known):.3f})."
     )
-
-
-def _dtype(analysis: Analysis) -> str:
-    return analysis.run.params.engine.dtype
 
 
 def _batch(analysis: Analysis, kind: str, pays_at: tuple[int, ...]) -> Answer:
@@ -191,9 +172,8 @@ def _batch(analysis: Analysis, kind: str, pays_at: tuple[int, ...]) -> Answer:
     lines = []
     for batch in batches:
         top = analysis.best_at(batch)
-        lines.append(
-            f"{batch}: {times(top.speedup.value) if top else '–'} ({interval(top.speedup if top else None)})"
-        )
+        found = top.evidence if top else None
+        lines.append(f"{batch}: {times(found.value if found else None)} ({interval(found)})")
     detail = "Best arm by max_num_seqs. " + "; ".join(lines) + "."
     if kind == "undecided":
         return Answer(question, "Undecided", detail, "warn")

@@ -29,6 +29,8 @@ def client(target, draft, size, draft_size):
             tensor_parallel_size=size,
             draft_tensor_parallel_size=draft_size,
             max_num_seqs=4,
+            max_num_batched_tokens=64,
+            num_gpu_blocks_override=64,
             additional_config={"treespec": {"draft_sampling": "probabilistic"}},
         ) as llm:
             yield Client(llm)
@@ -107,6 +109,7 @@ def test_a_whole_draft_on_every_rank(tiny_target, tiny_draft, single):
             engine.generate(PROMPTS)
 
 
+@pytest.mark.slow
 def test_a_draft_split_like_its_target(tiny_target, tiny_draft, single):
     _, expected = single
     with client(tiny_target, tiny_draft, 2, 2) as engine:

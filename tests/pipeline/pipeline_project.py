@@ -47,12 +47,14 @@ def tiny_params(gsm8k: Path) -> dict:
     params["models"] = {"target": "path:local/target", "draft": "path:local/draft"}
     params["engine"] |= {"dtype": "float32", "max_num_seqs": [2], "max_model_len": 1024}
     params["engine"] |= {"kv_cache_gib": 1.0, "enforce_eager": True}
-    params["sampling"] |= {"max_tokens": MAX_TOKENS}
+    params["sampling"] |= {"max_tokens": MAX_TOKENS, "temperature": [0.0, 1.0]}
+    params["calibration"] = {"num_prompts": 4, "rounds": 1, "max_step_tokens": 8, "max_nodes": 4}
     params["speculation"] |= {
         "chain": {"num_speculative_tokens": [2]},
         "tree": {"names": list(TREE), "literals": TREE},
     }
-    params["measure"] = {"warmup_prompts": 1, "repeats": 1}
+    params["measure"] = {"warmup_prompts": 1, "repeats": 1, "interleaved": True}
+    params["peers"] = {"transformers": True}
     params["report"] |= {"bootstrap_resamples": 200}
     return params
 

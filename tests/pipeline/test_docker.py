@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 from docker_daemon import ROOT, Docker, NoEngine, docker_engine
-from docker_project import GID, TINY_PARAMS, UID, edit_params, give_to, make_project, make_repository
+from docker_project import GID, UID, edit_params, give_to, make_project, make_repository, tiny_params
 
 VARIANT = os.environ.get("TEST_VARIANT", "cpu")
 TORCH = {"cpu": "2.10.0", "cuda": "2.9.1"}[VARIANT]
@@ -99,11 +99,12 @@ def test_labels_name_the_versions_and_the_package_lists_are_inside(docker: Docke
 @slow
 def test_layers_hold_no_weights_data_history_or_secrets(docker: Docker) -> None:
     done = docker.run(IMAGE, "bash", "-c", "ls -A /opt/treespec /opt/treespec/.dvc; ls -A /cache/* $HOME")
-    assert not {".git", "data", "models", "results", "tests", ".venv", "config.local"} & set(
-        done.stdout.split()
-    )
+    assert not {".git", "data", "results", "tests", ".venv", "config.local"} & set(done.stdout.split())
     find = r"find / -xdev -size +2M \( -name '*.gguf' -o -name '*.safetensors' -o -name '*.parquet' \)"
-    assert docker.run(IMAGE, "bash", "-c", f"{find} 2>/dev/null || true").stdout == ""
+    outside = ("--workdir", "/opt")  # so that the start fills no project folder
+    found = docker.run(IMAGE, "bash", "-c", f"{find} 2>/dev/null || true", options=outside).stdout.split()
+    # The default draft is part of the source.
+    assert found == ["/opt/treespec/models/draft/model.safetensors"]
 
 
 @slow
@@ -177,10 +178,13 @@ def test_pipeline_runs_from_an_empty_folder_and_only_once(docker: Docker, tmp_pa
     project, cache = tmp_path / "project", tmp_path / "cache"
     for folder in (project, cache):
         folder.mkdir()
-    (project / "params.yaml").write_text(TINY_PARAMS)
+    (project / "params.yaml").write_text(tiny_params())
     give_to(tmp_path, uid, uid)
     options = ("--user", f"{uid}:{uid}", *mounted(project), "-v", f"{cache}:/cache")
+    digest = f"sha256:{'0' * 64}"
+    options += ("-e", f"TREESPEC_IMAGE_DIGEST={digest}")
     docker.run(IMAGE, options=options)
+    assert json.loads((project / "results/environment.json").read_text())["image_digest"] == digest
     for arm in ("baseline/b1", "chain/k2-b1", "tree/fork-b1"):
         assert json.loads((project / f"results/{arm}/metrics.json").read_text())["num_prompts"] == 2
     assert {path.stat().st_uid for path in project.rglob("*")} == {uid}

@@ -9,6 +9,7 @@ import json
 import math
 import re
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from pipeline_project import MAX_TOKENS, commit, dvc, git, make_project, write_p
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(1200)]
 
 ARMS = ("baseline/b2", "chain/k2-b2", "tree/fork-b2")
+TEMPERATURES = (0.0, 1.0)
 ALWAYS = {"environment", "fetch_models"}  # whether anything changed is for them to find out
 PERCENTILES = {"mean": float, "p50": float, "p99": float}
 PROBE = {"memory_bandwidth_gb_per_s": float, "matmul_tflop_per_s": dict, "when": str}
@@ -39,12 +41,15 @@ CONTRACT: dict[str, Any] = {
     "finished_at": str,
     "vllm_version": str,
     "step_ms": {"target_forward": float, "other": float},
+    "temperature": float,
+    "at_temperature": {"1.0": {"time_per_token_ms": float, "passes": list, "gsm8k_accuracy": float}},
     "speculation": type(None),
     "plugin": type(None),
 }
 SPECULATED = CONTRACT | {
     "step_ms": STEP,
     "plugin": {"acted": bool},
+    "control": {"num_output_tokens": int, "time_per_token_ms": float, "same_as_none": float},
     "speculation": {
         **dict.fromkeys(("num_speculative_tokens", "tree_nodes", "tree_depth"), int),
         **dict.fromkeys(("num_drafts", "num_draft_tokens", "num_accepted_tokens"), int),
@@ -57,10 +62,13 @@ REQUEST_COLUMNS = {
     **dict.fromkeys(("prompt_index", "repeat", "num_prompt_tokens", "num_output_tokens"), "int32"),
     "output_token_ids": "list<element: int32>",
     **dict.fromkeys(("text", "text_sha256", "finish_reason", "answer", "expected"), "string"),
-    **dict.fromkeys(("ttft_ms", "tpot_ms", "e2e_ms"), "double"),
+    **dict.fromkeys(("temperature", "ttft_ms", "tpot_ms", "e2e_ms"), "double"),
     "correct": "bool",
 }
 EXPLAINED = {"top2_gap": "list<element: float>", "runner_up_ids": "list<element: int32>"}
+
+
+MEASURED = {"baseline@2", "chain@2-2", "tree@fork-2", "interleaved@2"}
 
 
 @pytest.fixture(scope="module")
@@ -88,8 +96,9 @@ def read_strict(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
 
 
-def read_requests(project: Path, arm: str) -> list[dict[str, Any]]:
-    return pyarrow.parquet.read_table(project / "results" / arm / "requests.parquet").to_pylist()
+def read_requests(project: Path, arm: str, **having: Any) -> list[dict[str, Any]]:
+    rows = pyarrow.parquet.read_table(project / "results" / arm / "requests.parquet").to_pylist()
+    return [row for row in rows if all(row[name] == value for name, value in having.items())]
 
 
 def deviations(contract: Any, value: Any, where: str = "") -> list[str]:
@@ -132,12 +141,12 @@ def test_requests_keep_their_contract(project: Path, arm: str) -> None:
     explained = EXPLAINED if arm.startswith("baseline") else {}
     assert {field.name: str(field.type) for field in schema} == REQUEST_COLUMNS | explained
     rows = read_requests(project, arm)
-    assert [row["prompt_index"] for row in rows] == [0, 1]
+    assert [(row["temperature"], row["prompt_index"]) for row in rows] == list(product(TEMPERATURES, [0, 1]))
     for row in rows:
         assert row["num_output_tokens"] == len(row["output_token_ids"]) == MAX_TOKENS
         assert re.fullmatch(r"-?\d+(\.\d+)?", row["expected"])
         assert 0 < row["ttft_ms"] <= row["e2e_ms"]
-        if explained:
+        if explained and row["temperature"] == 0:
             assert len(row["top2_gap"]) == len(row["runner_up_ids"]) == MAX_TOKENS
             assert all(gap >= 0 and math.isfinite(gap) for gap in row["top2_gap"])
 
@@ -148,8 +157,33 @@ def test_speculation_acts_and_changes_no_token(project: Path, arm: str) -> None:
     assert metrics["plugin"]["acted"]
     assert 0 < metrics["speculation"]["num_accepted_tokens"] < metrics["speculation"]["num_draft_tokens"]
     assert metrics["num_steps"] < MAX_TOKENS
-    ours, theirs = read_requests(project, arm), read_requests(project, "baseline/b2")
+    ours, theirs = (read_requests(project, one, temperature=0.0) for one in (arm, "baseline/b2"))
     assert [row["output_token_ids"] for row in ours] == [row["output_token_ids"] for row in theirs]
+    assert metrics["control"]["same_as_none"] == 1
+
+
+def test_interleaved_modes_are_each_others_control(project: Path) -> None:
+    metrics = read_strict(project / "results/interleaved/b2/metrics.json")
+    assert set(metrics["modes"]) == {"none", "chain-k2", "tree-fork"}
+    theirs = [row["output_token_ids"] for row in read_requests(project, "baseline/b2", temperature=0.0)]
+    for mode in metrics["modes"]:
+        ours = read_requests(project, "interleaved/b2", mode=mode)
+        assert [row["output_token_ids"] for row in ours] == theirs
+
+
+def test_the_peer_answers_the_same(project: Path) -> None:
+    metrics = read_strict(project / "results/peer_transformers/metrics.json")
+    assert metrics["same_output"] == 1
+    assert metrics["assisted"]["num_output_tokens"] == metrics["plain"]["num_output_tokens"] > 0
+    theirs = [row["output_token_ids"] for row in read_requests(project, "baseline/b2", temperature=0.0)]
+    assert [
+        row["output_token_ids"] for row in read_requests(project, "peer_transformers", mode="plain")
+    ] == theirs
+
+
+def test_the_calibration_foretells_every_arm(project: Path) -> None:
+    arms = read_strict(project / "results/summary.json")["arms"]
+    assert all(arm["predicted_time_per_token_ms"] > 0 for arm in arms.values())
 
 
 def test_report_is_written_and_says_lossless(project: Path) -> None:
@@ -173,8 +207,8 @@ def test_a_second_repro_measures_nothing(project: Path) -> None:
 @pytest.mark.parametrize(
     ("block", "field", "value", "expected"),
     [
-        ("measure", "repeats", 2, {"baseline@2", "chain@2-2", "tree@fork-2", "report"}),
-        ("engine", "max_num_seqs", [2, 1], {"baseline@1", "chain@2-1", "tree@fork-1", "report"}),
+        ("measure", "repeats", 2, {*MEASURED, "peer_transformers", "report"}),
+        ("engine", "kv_cache_gib", 1.5, {"calibrate", *MEASURED, "report"}),
         ("report", "confidence", 0.9, {"report"}),
     ],
 )
@@ -197,7 +231,7 @@ def test_another_machine_measures_again(project: Path) -> None:
 def test_one_more_k_runs_one_more_arm_as_an_experiment(project: Path) -> None:
     """And the machine is the first one again, whose figures still hold."""
     done = dvc(project, "exp", "run", "-n", "longer", "-S", "speculation.chain.num_speculative_tokens=[2,3]")
-    assert stages_run(done.stdout) == ALWAYS | {"chain@3-2", "report"}
+    assert stages_run(done.stdout) == ALWAYS | {"grow_chain@3-2", "chain@3-2", "interleaved@2", "report"}
     assert "chain-k3-b2" in read_strict(project / "results/summary.json")["arms"]
     assert "longer" in dvc(project, "exp", "show", "--csv").stdout
     changed = json.loads(dvc(project, "metrics", "diff", "--json").stdout)

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import yaml
+from side_results import timing, write_interleaved, write_peer
 
 from stages.common.files import write_json
 from stages.common.params import load_params
@@ -51,7 +52,13 @@ class Scenario:
     drift: float = 0.02
     diverge: dict[str, Flip] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
-    temperature: float = 0.0
+    temperatures: tuple[float, ...] = (0.0,)
+    skewed: frozenset[str] = frozenset()  # arms whose sampler is broken
+    interleaved_speedup: float | None = None  # of every mode; None: not measured
+    none_slowdown: float = 1.0  # of the interleaved engine's undrafted mode
+    peer: bool = False
+    control: float | None = 1.01  # time per token of the arms' control / of the baseline
+    draft_sampling: str = "greedy"
     dtype: str = "bfloat16"
     text: str = "The answer is 42."
     device_name: str = "Synthetic CPU"
@@ -76,6 +83,13 @@ def write_results(folder: Path, scenario: Scenario) -> Path:
             write_json(arm_folder / "failed.json", {"error": scenario.failed[name.name]})
         else:
             _write_arm(arm_folder, scenario, name, prompt_speed, rng)
+    if scenario.interleaved_speedup is not None:
+        for batch in scenario.batches:
+            step = sum(_step_ms(scenario, ArmName("baseline", "", batch)).values())
+            folder = results / f"interleaved/b{batch}"
+            write_interleaved(folder, scenario, params, batch, prompt_speed, step)
+    if scenario.peer:
+        write_peer(results / "peer_transformers", scenario, prompt_speed)
     return params_file
 
 
@@ -83,10 +97,12 @@ def _params(scenario: Scenario) -> dict:
     raw = copy.deepcopy(yaml.safe_load((ROOT / "params.yaml").read_text()))
     raw["dataset"]["num_prompts"] = scenario.prompts
     raw["engine"] |= {"max_num_seqs": list(scenario.batches), "dtype": scenario.dtype}
-    raw["sampling"] |= {"max_tokens": scenario.tokens, "temperature": scenario.temperature}
+    raw["sampling"] |= {"max_tokens": scenario.tokens, "temperature": list(scenario.temperatures)}
+    raw["speculation"]["draft_sampling"] = scenario.draft_sampling
     raw["speculation"]["chain"]["num_speculative_tokens"] = list(scenario.ks)
     raw["speculation"]["tree"] = {"names": list(scenario.trees), "literals": scenario.trees}
-    raw["measure"]["repeats"] = scenario.repeats
+    raw["measure"] |= {"repeats": scenario.repeats, "interleaved": scenario.interleaved_speedup is not None}
+    raw["peers"] = {"transformers": scenario.peer}
     raw["report"] = {"confidence": 0.95, "bootstrap_resamples": 500, "seed": 0}
     return raw
 
@@ -140,12 +156,19 @@ def _write_arm(
     per_token = sum(step_ms.values()) / length
     if speculation:
         per_token /= scenario.speedup_factor
+    noises = rng.standard_normal((len(scenario.temperatures), scenario.repeats, scenario.prompts))
     rows = [
         _request(
-            scenario, name, prompt, repeat, per_token * prompt_speed[prompt] * (1 + scenario.noise * noise)
+            scenario,
+            name,
+            prompt,
+            repeat,
+            per_token * prompt_speed[prompt] * (1 + scenario.noise * noise),
+            degree,
         )
-        for repeat in range(scenario.repeats)
-        for prompt, noise in enumerate(rng.standard_normal(scenario.prompts))
+        for degree, by_repeat in zip(scenario.temperatures, noises, strict=True)
+        for repeat, by_prompt in enumerate(by_repeat)
+        for prompt, noise in enumerate(by_prompt)
     ]
     requests = pd.DataFrame(rows)
     folder.mkdir(parents=True, exist_ok=True)
@@ -203,15 +226,22 @@ def _step_ms(scenario: Scenario, name: ArmName) -> dict[str, float]:
     }
 
 
-def _request(scenario: Scenario, name: ArmName, prompt: int, repeat: int, per_token_ms: float) -> dict:
-    token_rng = np.random.default_rng(
-        [scenario.seed, prompt] + ([repeat, name.max_num_seqs] if scenario.temperature else [])
-    )
-    ids = token_rng.integers(3, 1000, scenario.tokens).tolist()
-    if scenario.temperature:
-        ids[1:2] = [int(token_rng.integers(0, 3))]
+def _ids(scenario: Scenario, name: ArmName, prompt: int, repeat: int, degree: float) -> list[int]:
+    """Greedy: the prompt's own. Sampled: drawn anew by every arm from the prompt's distribution."""
+    own = np.random.default_rng([scenario.seed, prompt])
+    if degree == 0:
+        return own.integers(3, 1000, scenario.tokens).tolist()
+    shares = own.dirichlet(np.full(60, 0.3)) ** (3.0 if name.name in scenario.skewed else 1.0)
+    seed = int(hashlib.sha256(f"{scenario.seed} {name.name} {prompt} {repeat}".encode()).hexdigest()[:12], 16)
+    return np.random.default_rng(seed).choice(60, scenario.tokens, p=shares / shares.sum()).tolist()
+
+
+def _request(
+    scenario: Scenario, name: ArmName, prompt: int, repeat: int, per_token_ms: float, degree: float
+) -> dict:
+    ids = _ids(scenario, name, prompt, repeat, degree)
     text, flip = f"{scenario.text} {prompt}", scenario.diverge.get(name.name)
-    if flip and prompt == 0:
+    if flip and prompt == 0 and degree == 0:
         new = ids[flip.position] + (1000 if flip.to_runner_up else 5000)
         ids = ids[: flip.position] + ([] if flip.cut else [new, *ids[flip.position + 1 :]])
         text += " but otherwise"
@@ -219,6 +249,7 @@ def _request(scenario: Scenario, name: ArmName, prompt: int, repeat: int, per_to
     row = {
         "prompt_index": prompt,
         "repeat": repeat,
+        "temperature": degree,
         "num_prompt_tokens": 80,
         "num_output_tokens": len(ids),
         "output_token_ids": ids,
@@ -236,7 +267,7 @@ def _request(scenario: Scenario, name: ArmName, prompt: int, repeat: int, per_to
         gaps = [2.0] * len(ids)
         for flip in scenario.diverge.values():
             gaps[flip.position] = flip.gap if prompt == 0 else 2.0
-        first = repeat == 0
+        first = repeat == 0 and degree == 0
         row |= {
             "top2_gap": gaps if first else [],
             "runner_up_ids": [token + 1000 for token in ids] if first else [],
@@ -251,10 +282,47 @@ def _metrics(
     speculation: dict | None,
     step_ms: dict[str, float],
 ) -> dict:
+    degrees = scenario.temperatures
+    figures = {
+        degree: _figures(rows, speculation, step_ms, name.max_num_seqs)
+        for degree, rows in requests.groupby("temperature")
+    }
+    control = None
+    if name.arm != "baseline" and scenario.control is not None:
+        plain = figures[degrees[0]]["num_output_tokens"]
+        step = sum(_step_ms(scenario, ArmName("baseline", "", name.max_num_seqs)).values())
+        control = timing(step / name.max_num_seqs * scenario.control, plain)
+    return {
+        "arm": name.arm,
+        "key": name.key,
+        "device": "cpu",
+        "dtype": scenario.dtype,
+        "dataset_source": scenario.source,
+        "num_prompts": scenario.prompts,
+        "repeats": scenario.repeats,
+        "max_num_seqs": name.max_num_seqs,
+        "temperature": degrees[0],
+        **figures[degrees[0]],
+        "at_temperature": {str(degree): figures[degree] for degree in degrees[1:]},
+        "control": control,
+        "probe": {"before": _probe(1.0), "after": _probe(1 + scenario.drift)},
+        "weight_bytes": 270_000_000,
+        "models": {"target": "pypi:target==1.0", "draft": "prune:0,1"},
+        "environment": _environment(scenario),
+        "finished_at": "2026-01-01T00:00:00+00:00",
+        "vllm_version": "0.15.0",
+        "prompt_format": "chat",
+    }
+
+
+def _figures(
+    requests: pd.DataFrame, speculation: dict | None, step_ms: dict[str, float], max_num_seqs: int
+) -> dict:
+    """What depends on the passes of one temperature."""
     passes = [
         {
             "repeat": int(repeat),
-            "wall_time_s": float(rows["e2e_ms"].sum() / 1e3 / name.max_num_seqs),
+            "wall_time_s": float(rows["e2e_ms"].sum() / 1e3 / max_num_seqs),
             "num_output_tokens": int(rows["num_output_tokens"].sum()),
         }
         for repeat, rows in requests.groupby("repeat")
@@ -267,18 +335,8 @@ def _metrics(
         return {key: float(value) if len(known) else None for key, value in names.items()}
 
     return {
-        "arm": name.arm,
-        "key": name.key,
-        "device": "cpu",
-        "dtype": scenario.dtype,
-        "dataset_source": scenario.source,
-        "num_prompts": scenario.prompts,
-        "repeats": scenario.repeats,
-        "max_num_seqs": name.max_num_seqs,
-        "num_output_tokens": tokens,
-        "wall_time_s": seconds,
+        **timing(seconds * 1e3 / tokens, tokens),
         "throughput_tokens_per_s": tokens / seconds,
-        "time_per_token_ms": seconds * 1e3 / tokens,
         "ttft_ms": summary("ttft_ms"),
         "tpot_ms": summary("tpot_ms"),
         "e2e_ms": summary("e2e_ms"),
@@ -287,13 +345,6 @@ def _metrics(
         "speculation": speculation,
         "step_ms": step_ms,
         "passes": passes,
-        "probe": {"before": _probe(1.0), "after": _probe(1 + scenario.drift)},
-        "weight_bytes": 270_000_000,
-        "models": {"target": "pypi:target==1.0", "draft": "prune:0,1"},
-        "environment": _environment(scenario),
-        "finished_at": "2026-01-01T00:00:00+00:00",
-        "vllm_version": "0.15.0",
         "plugin": {"acted": True} if speculation else None,
-        "sampling": {"temperature": scenario.temperature, "max_tokens": scenario.tokens},
-        "prompt_format": "chat",
+        "sampling": {"temperature": float(requests["temperature"].iloc[0])},
     }

@@ -90,3 +90,10 @@ def test_the_default_draft_belongs_to_the_default_target():
     folder = ROOT / models.draft.removeprefix("distilled:")
     assert read_json(folder / "distill.json")["target"]["reference"] == models.target
     assert sum(path.stat().st_size for path in folder.iterdir()) < 25e6
+
+
+def test_every_rank_on_cpu_has_a_cache_and_its_own_whole_draft(target_folder):
+    model = open_model("target", target_folder, None)
+    ranks = engine(tensor_parallel_size=2, kv_cache_gib=2048)
+    with pytest.raises(UserError, match=r"expected 4096\.0 GiB for weights and KV cache"):
+        check_memory(model, model, ranks)

@@ -68,6 +68,11 @@ def test_the_classic_profile_is_the_classic_experiment():
         ("sampling.temperature", "hot", "sampling.temperature: 'hot'; expected a number"),
         ("sampling.temperature", float("nan"), "sampling.temperature: nan; expected a finite number"),
         ("sampling.temperature", -1, "sampling.temperature: -1; expected at least 0"),
+        ("sampling.temperature", [0, -1], "sampling.temperature.1: -1; expected at least 0"),
+        ("sampling.temperature", [], "sampling.temperature: []; expected a list that is not empty"),
+        ("sampling.temperature", [1, 1.0], "sampling.temperature: [1, 1.0]; expected values that differ"),
+        ("measure.interleaved", 1, "measure.interleaved: 1; expected true or false"),
+        ("peers.hf", True, "peers.hf: True; expected no such key"),
         ("sampling.max_tokens", 5000, "sampling.max_tokens: 5000; expected less than engine.max_model_len"),
         ("speculation.chain.num_speculative_tokens", [0], "speculation.chain.num_speculative_tokens.0: 0"),
         ("speculation.implementation", "stock", "speculation.implementation: 'stock'; expected 'treespec'"),
@@ -97,6 +102,14 @@ def test_a_mistake_is_one_line_that_names_the_field(field, value, line):
         parse_params(changed(field, value))
     assert str(error.value).startswith(line)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("given", "kept"), [(0, (0.0,)), (1.0, (1.0,)), ([1, 0.5], (1.0, 0.5))])
+def test_a_temperature_is_one_number_or_a_list(given, kept):
+    params = parse_params(changed("sampling.temperature", given))
+    assert params.sampling.temperature == kept
+    assert override(params, {"measure.repeats": 2}).sampling.temperature == kept
+    assert override(params, {"sampling.temperature": 0.7}).sampling.temperature == (0.7,)
 
 
 def test_only_the_distill_block_may_be_left_out():

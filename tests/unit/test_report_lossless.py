@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stages.reporting.lossless import TOLERANCE, compare_greedy, compare_sampled
+from stages.reporting.sampled import distribution_p_value
 
 IDS = [11, 12, 13, 14]
 RUNNERS_UP = [21, 22, 23, 24]
@@ -76,17 +77,42 @@ def test_both_texts_are_shown_where_they_part():
     assert divergence.arm_text.endswith("3 four")
 
 
-def sampled(tokens) -> pd.DataFrame:
-    rows = [
-        {"prompt_index": place, "output_token_ids": [7, int(token)]} for place, token in enumerate(tokens)
-    ]
+def sampled(rng: np.random.Generator, power: float = 1.0, prompts: int = 8, repeats: int = 3) -> pd.DataFrame:
+    """Outputs of 60 tokens, each prompt with a distribution of its own; `power` sharpens all of them."""
+    rows = []
+    for prompt in range(prompts):
+        shares = np.random.default_rng(prompt).dirichlet(np.full(40, 0.3)) ** power
+        for repeat in range(repeats):
+            ids = rng.choice(40, 60, p=shares / shares.sum())
+            rows.append({"prompt_index": prompt, "repeat": repeat, "output_token_ids": ids})
     return pd.DataFrame(rows)
 
 
-def test_sampled_output_is_tested_by_its_distribution():
+def test_a_right_sampler_is_called_wrong_as_rarely_as_the_error_rate_says():
     rng = np.random.default_rng(0)
-    first, second = rng.integers(0, 3, 200), rng.integers(0, 3, 200)
-    assert compare_sampled(sampled(first), sampled(second)).verdict == "same_distribution"
-    assert compare_sampled(sampled(first), sampled(np.zeros(200))).lossless is False
-    few = compare_sampled(sampled(first[:3]), sampled(second[:3]))
-    assert (few.verdict, few.lossless, few.p_value) == ("not_tested", None, None)
+    values = [distribution_p_value(sampled(rng), sampled(rng), 0.05, 0) for _ in range(80)]
+    assert sum(value < 0.05 for value in values) <= 10  # 4 expected; 11 or more happen once in 500
+    assert 0.3 < np.mean(values) < 0.7
+
+
+def test_a_sharpened_sampler_is_noticed():
+    rng = np.random.default_rng(0)
+    found = compare_sampled(sampled(rng), sampled(rng, power=2.0), seed=0, num_tests=10)
+    assert (found.verdict, found.lossless) == ("not_lossless", False)
+    assert compare_sampled(sampled(rng), sampled(rng), seed=0, num_tests=10).verdict == "same_distribution"
+
+
+def test_prompts_that_differ_are_not_taken_for_arms_that_differ():
+    rng = np.random.default_rng(1)
+    rows = sampled(rng)
+    shuffled = sampled(rng).sample(frac=1, random_state=0)
+    assert distribution_p_value(rows, shuffled, 0.01, 0) > 0.01
+    assert distribution_p_value(rows, rows, 0.01, 0) == 1.0
+
+
+@pytest.mark.parametrize(("prompts", "repeats"), [(1, 1), (8, 1), (1, 3)])
+def test_with_too_few_outputs_a_prompt_nothing_is_claimed(prompts, repeats):
+    rng = np.random.default_rng(0)
+    arms = [sampled(rng, power, prompts, repeats) for power in (1.0, 8.0)]
+    found = compare_sampled(*arms, seed=0)
+    assert (found.verdict, found.lossless, found.p_value) == ("not_tested", None, None)

@@ -6,7 +6,6 @@ import io
 import json
 import re
 import shutil
-import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
 from html.parser import HTMLParser
@@ -15,23 +14,19 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from report_factory import render
 from results_factory import Flip, Scenario, write_results
 from rich.console import Console
 
 from stages.common.errors import UserError, run_cli
 from stages.common.params import load_params
 from stages.report import build, main
-from stages.reporting.terminal import compare
+from stages.reporting.analysis import analyse
+from stages.reporting.decode import token_decoder
+from stages.reporting.evidence import divergences
+from stages.reporting.load import load_run
 
 EVIL = "<script>alert(1)</script> | `x` [y](javascript:z) \"quoted\" & 'single'"
-
-
-def render(folder: Path, scenario: Scenario) -> str:
-    """Build the report in `folder`; return what the terminal shows."""
-    stream = io.StringIO()
-    params = load_params(write_results(folder, scenario))
-    build(params, folder / "results", folder / "report", Console(file=stream, width=100))
-    return stream.getvalue()
 
 
 class Page(HTMLParser):
@@ -62,13 +57,6 @@ class Page(HTMLParser):
     @property
     def text(self) -> str:
         return " ".join(" ".join(self.words).split())
-
-
-@pytest.fixture(scope="module")
-def good(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("good")
-    (folder / "terminal.txt").write_text(render(folder, Scenario(diverge={"chain-k1-b1": Flip(2, gap=0.1)})))
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -109,10 +97,10 @@ def test_every_figure_has_a_text_and_says_device_batch_and_n(good):
     html = (good / "report/index.html").read_text()
     labels = re.findall(r'<div class="(?:wide|narrow)" role="img" aria-label="([^"]+)"', html)
     captions = re.findall(r"<figcaption>(.*?)</figcaption>", html)
-    assert len(labels) == 12
-    assert len(captions) == 6
+    assert len(labels) == 14
+    assert len(captions) == 7
     for text in labels + captions:
-        assert "Synthetic CPU, bfloat16, batch 1, 4, n = 6 prompts × 2 repeats" in text
+        assert "Synthetic CPU, bfloat16, batch 1, 4, n = 6 prompts × 3 repeats" in text
 
 
 def test_ids_of_the_pictures_do_not_collide(good):
@@ -160,7 +148,7 @@ def test_the_tidy_tables_feed_the_plots(good):
 
 def test_the_terminal_shows_the_table_and_the_recommendation(good):
     shown = (good / "terminal.txt").read_text()
-    assert "near-ties (2 of 12)" in shown
+    assert "near-ties (3 of 18)" in shown
     summary = json.loads((good / "results/summary.json").read_text())
     assert summary["recommendation"] in " ".join(shown.split())
 
@@ -202,9 +190,19 @@ def test_hostile_text_stays_text(bad):
     "scenario",
     [
         Scenario(batches=(1,), ks=(1,), trees={}, prompts=1, repeats=1, tokens=1, drafts=False),
-        Scenario(batches=(2,), ks=(2,), trees={}, prompts=2, acceptance=0.0, temperature=0.7),
+        Scenario(
+            batches=(1,),
+            ks=(1,),
+            prompts=1,
+            repeats=1,
+            tokens=1,
+            temperatures=(0.0, 1.0),
+            interleaved_speedup=1.0,
+            peer=True,
+        ),
+        Scenario(batches=(2,), ks=(2,), trees={}, prompts=2, acceptance=0.0, temperatures=(0.7,)),
     ],
-    ids=["one of everything, no draft", "nothing accepted, sampled"],
+    ids=["one of everything, no draft", "one of everything, measured every way", "nothing accepted, sampled"],
 )
 def test_edge_data_still_makes_a_page(tmp_path, scenario):
     render(tmp_path, scenario)
@@ -218,30 +216,15 @@ def test_a_partial_folder_writes_nothing(tmp_path):
     params = load_params(write_results(tmp_path, Scenario()))
     shutil.rmtree(tmp_path / "results/chain/k1-b1")
     with pytest.raises(UserError, match="k1-b1"):
-        build(params, tmp_path / "results", tmp_path / "report", Console(file=io.StringIO()))
+        build(
+            params,
+            tmp_path / "results",
+            tmp_path / "report",
+            tmp_path / "recommended.yaml",
+            Console(file=io.StringIO()),
+        )
     assert not (tmp_path / "report").exists()
     assert not (tmp_path / "results/summary.json").exists()
-
-
-def test_compare_shows_what_changed_since_a_revision(good, tmp_path):
-    results = tmp_path / "results"
-    results.mkdir()
-    shutil.copy(good / "results/summary.json", results)
-    identity = ["-c", "user.name=test", "-c", "user.email=test@example.com"]
-    for command in (["init", "-q"], ["add", "-A"], [*identity, "commit", "-qm", "before"]):
-        subprocess.run(["git", "-C", str(tmp_path), *command], check=True)
-    summary = json.loads((results / "summary.json").read_text())
-    summary["arms"]["chain-k3-b1"] |= {"time_per_token_ms": 5.0, "lossless": False}
-    del summary["arms"]["chain-k1-b4"]
-    (results / "summary.json").write_text(json.dumps(summary))
-    stream = io.StringIO()
-    compare(Console(file=stream, width=120), results, "HEAD")
-    shown = {line.split()[0]: line for line in stream.getvalue().splitlines() if line.strip()}
-    assert "NOT LOSSLESS" in shown["chain-k3-b1"]
-    assert "-5" in shown["chain-k3-b1"]
-    assert "gone" in shown["chain-k1-b4"]
-    with pytest.raises(UserError, match="no-such-branch"):
-        compare(Console(file=stream), results, "no-such-branch")
 
 
 def test_the_command_ends_with_one_line_and_a_status(tmp_path, monkeypatch, capsys):
@@ -264,13 +247,30 @@ def test_the_command_ends_with_one_line_and_a_status(tmp_path, monkeypatch, caps
     assert "models.json" in line
 
 
-@pytest.mark.skipif(shutil.which("chromium") is None, reason="chromium is not installed")
-@pytest.mark.parametrize(("width", "dark"), [(1280, False), (520, True)])
-def test_a_real_browser_draws_the_page(good, width, dark):
-    """The screenshots stay in the test's folder."""
-    picture = good / f"page-{width}.png"
-    command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", f"--window-size={width},1600"]
-    command += [f"--blink-settings=preferredColorScheme={0 if dark else 1}", f"--screenshot={picture}"]
-    page = (good / "report/index.html").as_uri()
-    subprocess.run([*command, page], check=True, capture_output=True, timeout=120)
-    assert picture.stat().st_size > 30_000
+def test_every_way_of_measuring_is_on_the_page(good):
+    text = Page((good / "report/index.html").read_text()).text
+    for words in (
+        "At each temperature",
+        "p = 0.",
+        "Measured a second way",
+        "HF assisted peer",
+        "stock baseline's",
+    ):
+        assert words in text
+    markdown = (good / "report/report.md").read_text()
+    for words in ("## At each temperature", "Measured a second way", "HF assisted"):
+        assert words in markdown
+
+
+def test_repeats_that_part_alike_share_a_row_and_tokens_are_read(good):
+    analysis = analyse(load_run(load_params(good / "params.yaml"), good / "results"), good / "results")
+    (row,) = divergences(analysis, {}.get).rows
+    assert row.cells[3].text == "0, 1, 2"
+    baseline, arm = row.cells[5].text, row.cells[6].text
+    (read,) = divergences(analysis, {int(baseline): " the"}.get).rows
+    assert (read.cells[5].text, read.cells[5].small, read.cells[6].text) == ("“ the”", baseline, arm)
+
+
+def test_without_a_tokenizer_ids_are_shown(tmp_path):
+    assert token_decoder(None)(5) is None
+    assert token_decoder(str(tmp_path))(5) is None

@@ -12,16 +12,20 @@ from stages.common.errors import UserError
 from stages.common.params import load_params
 from stages.reporting.analysis import Analysis, analyse
 from stages.reporting.load import load_run
-from stages.reporting.summary import summarise, tables
+from stages.reporting.prose import interleaving
+from stages.reporting.summary import summarise
+from stages.reporting.tables import tables
 from stages.reporting.verdict import Verdict, crossing, judge
 
 
 @pytest.fixture
 def report_on(tmp_path):
-    """Scenario -> (analysis, verdict, summary)."""
+    """Scenario and predicted times -> (analysis, verdict, summary)."""
 
-    def report_on(scenario: Scenario) -> tuple[Analysis, Verdict, dict]:
-        analysis = analyse(load_run(load_params(write_results(tmp_path, scenario)), tmp_path / "results"))
+    def report_on(scenario: Scenario, predictions: dict | None = None) -> tuple[Analysis, Verdict, dict]:
+        results = tmp_path / "results"
+        run = load_run(load_params(write_results(tmp_path, scenario)), results)
+        analysis = analyse(run, results, predictions)
         verdict = judge(analysis)
         summary = summarise(analysis, verdict)
         json.dumps(summary, allow_nan=False)
@@ -46,8 +50,19 @@ def test_a_clear_gain_names_the_arm_its_interval_and_the_batch(report_on):
 
 
 def test_every_arm_has_the_numbers_of_the_contract(report_on):
-    _, _, summary = report_on(Scenario())
-    names = ("speedup", "speedup_low", "speedup_high", "time_per_token_ms", "mean_acceptance_length")
+    arms = [f"{arm}-b{batch}" for arm in ("chain-k1", "chain-k3", "tree-small") for batch in (1, 4)]
+    _, _, summary = report_on(Scenario(), dict.fromkeys(arms, 10.0))
+    names = (
+        "predicted_time_per_token_ms",
+        "prediction_error",
+        "explained_speedup",
+        "drift",
+        "speedup",
+        "speedup_low",
+        "speedup_high",
+        "time_per_token_ms",
+        "mean_acceptance_length",
+    )
     names += ("draft_efficiency", "lossless", "gsm8k_accuracy", "predicted_speedup")
     for name, entry in summary["arms"].items():
         if not name.startswith("baseline"):
@@ -109,11 +124,100 @@ def test_a_gain_that_ends_with_the_batch_names_the_last_that_pays(report_on):
     assert 1 < crossing(analysis.compared) < 64
 
 
-def test_the_prediction_comes_from_step_times_and_acceptance_alone(report_on):
+def test_step_times_and_acceptance_explain_the_speedup(report_on):
     analysis, _, _ = report_on(Scenario(speedup_factor=0.8, noise=0.001))
     result = analysis.results["chain-k3-b1"]
-    assert result.predicted == pytest.approx(result.speedup.value / 0.8, rel=0.02)
-    assert result.prediction_off
+    assert result.explained == pytest.approx(result.speedup.value / 0.8, rel=0.02)
+
+
+def test_a_prediction_stands_beside_the_measured_time_and_is_marked_outside_its_interval(report_on):
+    plain, _, _ = report_on(Scenario())
+    measured = {name: result.arm.metrics.time_per_token_ms for name, result in plain.results.items()}
+    near, far = measured["chain-k1-b1"], measured["chain-k3-b1"] * 1.5
+    _, _, summary = report_on(Scenario(), {"chain-k1-b1": near, "chain-k3-b1": far})
+    entry = summary["arms"]["chain-k3-b1"]
+    assert (entry["prediction_error"], entry["prediction_outside"]) == (pytest.approx(0.5), True)
+    assert entry["predicted_speedup"] == pytest.approx(measured["baseline-b1"] / far)
+    assert summary["arms"]["chain-k1-b1"]["prediction_outside"] is False
+    assert summary["median_prediction_error"] == pytest.approx(0.25)
+    assert summary["arms"]["chain-k1-b4"]["predicted_time_per_token_ms"] is None
+
+
+def test_temperatures_stand_side_by_side_and_a_broken_sampler_is_condemned_everywhere(report_on):
+    scenario = Scenario(
+        temperatures=(0.0, 1.0), prompts=8, repeats=3, tokens=64, skewed=frozenset({"chain-k3-b1"})
+    )
+    analysis, verdict, summary = report_on(scenario)
+    hot = summary["at_temperature"]["1.0"]["arms"]
+    assert (hot["chain-k3-b1"]["verdict"], hot["chain-k3-b1"]["lossless"]) == ("not_lossless", False)
+    assert hot["chain-k1-b1"]["p_value"] > 0.01
+    assert summary["arms"]["chain-k3-b1"]["verdict"] == "identical"
+    assert summary["all_lossless"] is False
+    assert not analysis.results["chain-k3-b1"].surely_faster
+    assert verdict.best.name.name != "chain-k3-b1"
+    assert "temperature 1" in verdict.answers[1].detail
+
+
+def test_the_control_pass_tells_drift(report_on):
+    analysis, verdict, _ = report_on(Scenario(control=3.0))
+    drift = analysis.results["chain-k3-b1"].drift
+    assert drift.value == drift.control == pytest.approx(2.0, abs=0.1)
+    assert verdict.kind == "undecided"
+
+
+def test_where_drift_swallows_the_effect_the_interleaved_measurement_decides(report_on):
+    _, verdict, summary = report_on(Scenario(drift=3.0, interleaved_speedup=1.5))
+    assert verdict.kind == "use"
+    assert summary["best"]["speedup"] == pytest.approx(1.5, abs=0.03)
+    assert summary["best"]["interleaved"] is True
+    assert "interleaved in one engine, since the machine drifted by 300 %" in verdict.sentence
+    _, verdict, summary = report_on(Scenario(drift=3.0, interleaved_speedup=0.9))
+    assert verdict.kind == "off"
+
+
+def test_the_undrafted_mode_is_checked_against_the_stock_baseline(report_on):
+    analysis, _, summary = report_on(Scenario(prompts=8, interleaved_speedup=1.4, none_slowdown=1.1))
+    side = summary["interleaved"]["b1"]
+    assert side["none_over_baseline"] == pytest.approx(1.1, abs=0.03)
+    assert side["arms"]["tree-small-b1"]["speedup"] == pytest.approx(1.4, abs=0.03)
+    assert "a difference of" in next(interleaving(analysis))
+
+
+def test_the_peer_is_measured_against_itself_and_our_best(report_on):
+    analysis, _, summary = report_on(Scenario(peer=True))
+    assert summary["peer"]["assisted"]["speedup_over_own_plain"] == pytest.approx(1.5)
+    best = analysis.best_at(1).arm.metrics.time_per_token_ms
+    assert summary["peer"]["assisted"]["our_best_over_it"] == pytest.approx(20 / best, rel=0.05)
+
+
+def test_a_partial_interleaved_run_or_peer_is_refused(tmp_path):
+    params = load_params(write_results(tmp_path, Scenario(interleaved_speedup=1.5, peer=True)))
+    results = tmp_path / "results"
+    path = results / "interleaved/b1/requests.parquet"
+    rows = pd.read_parquet(path)
+    rows[(rows["mode"] != "chain-k3") | (rows["group"] > 0)].to_parquet(path)
+    with pytest.raises(UserError, match="a group without all modes"):
+        analyse(load_run(params, results), results)
+    rows.to_parquet(path)
+    (results / "peer_transformers/requests.parquet").unlink()
+    with pytest.raises(UserError, match="peer_transformers"):
+        analyse(load_run(params, results), results)
+
+
+def test_what_was_not_asked_for_is_not_read(tmp_path):
+    params = load_params(write_results(tmp_path, Scenario()))
+    analysis = analyse(load_run(params, tmp_path / "results"), tmp_path / "results")
+    assert (analysis.interleaved, analysis.peer) == ({}, None)
+
+
+def test_a_failed_side_measurement_counts_as_failed(tmp_path):
+    params = load_params(write_results(tmp_path, Scenario(peer=True)))
+    folder = tmp_path / "results/peer_transformers"
+    (folder / "metrics.json").unlink()
+    (folder / "failed.json").write_text(json.dumps({"error": "killed"}))
+    run = load_run(params, tmp_path / "results")
+    assert run.failed == {"peer_transformers": "killed"}
+    assert analyse(run, tmp_path / "results").peer is None
 
 
 @pytest.mark.parametrize("scenario", [Scenario(drafts=False), Scenario(acceptance=0.0)])
@@ -124,7 +228,7 @@ def test_nothing_drafted_or_nothing_accepted_is_a_number_or_null(report_on, scen
 
 
 def test_sampled_output_without_counts_is_not_tested_and_not_condemned(report_on):
-    _, verdict, summary = report_on(Scenario(temperature=1.0, prompts=2, repeats=1))
+    _, verdict, summary = report_on(Scenario(temperatures=(1.0,), prompts=2, repeats=1))
     assert summary["arms"]["chain-k1-b1"]["lossless"] is None
     assert verdict.answers[1].answer == "Not tested"
 
@@ -144,9 +248,9 @@ def test_arms_without_step_times_are_reported_without_costs(tmp_path):
     slow_forward = tmp_path / "results/baseline/b4/metrics.json"
     metrics = json.loads(slow_forward.read_text())
     slow_forward.write_text(json.dumps(metrics | {"step_ms": {"target_forward": 20.0, "other": -0.1}}))
-    analysis = analyse(load_run(params, tmp_path / "results"))
+    analysis = analyse(load_run(params, tmp_path / "results"), tmp_path / "results")
     stock = analysis.results["chain-k1-b1"]
-    assert (stock.step, stock.predicted, stock.step_ratio) == (None, None, None)
+    assert (stock.step, stock.explained, stock.step_ratio) == (None, None, None)
     assert stock.speedup.low > 1
     assert analysis.results["baseline-b4"].step.overhead_share == 0
     assert "chain-k1-b1" not in set(tables(analysis)["step_cost"]["name"])
@@ -171,6 +275,13 @@ def test_an_arm_that_params_drop_is_ignored_and_one_they_add_is_missed(tmp_path)
     larger.write_text(json.dumps(raw))
     with pytest.raises(UserError, match="baseline/b9"):
         load_run(load_params(larger), tmp_path / "results")
+
+
+def test_an_arm_without_a_temperature_of_params_is_refused(tmp_path):
+    write_results(tmp_path, Scenario())
+    other = load_params(write_results(tmp_path / "other", Scenario(temperatures=(0.0, 1.0))))
+    with pytest.raises(UserError, match=r"baseline.*temperatures"):
+        load_run(other, tmp_path / "results")
 
 
 def test_lost_requests_broken_json_and_nan_are_refused(tmp_path):

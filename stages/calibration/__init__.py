@@ -1,0 +1,1 @@
+"""What a pair of models does on this machine, measured once: how often it agrees and what a step costs."""
