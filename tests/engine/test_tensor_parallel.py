@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import pytest
 from conftest import Client, running_engine
+from on_ranks import disturb_one_rank, draft_shapes, tokens_gathered_while_drafting
 
 from treespec.tree import TokenTree
 
@@ -55,44 +56,6 @@ def answers(engine) -> list:
 def single(tiny_target, tiny_draft):
     with client(tiny_target, tiny_draft, 1, 1) as engine:
         return engine.generate(PROMPTS, "none"), answers(engine)
-
-
-def draft_shapes(worker) -> tuple[int, int, int]:
-    """KV heads of the target's and the draft's layers on this rank, and the rows of the draft's head."""
-    runner = worker.model_runner
-    layers = runner.vllm_config.compilation_config.static_forward_context
-    draft = set(runner.drafter.attn_layer_names)
-    target = next(name for name in layers if name not in draft)
-    heads = [layers[name].num_kv_heads for name in (target, min(draft))]
-    return *heads, len(runner.drafter.model.lm_head.weight)
-
-
-def disturb_one_rank(worker) -> None:
-    if worker.rank == 1:
-        worker.model_runner.drafter.model.lm_head.weight.data.neg_()
-
-
-def tokens_gathered_while_drafting(worker) -> None:
-    """From now on a collective operation of the target's group fails while a draft is made."""
-    from vllm.distributed.parallel_state import get_tp_group
-
-    drafter, group = worker.model_runner.drafter, get_tp_group()
-    draft = drafter.draft
-
-    def refuse(*args, **kwargs):
-        raise AssertionError("a collective operation while drafting")
-
-    def guarded(*args):
-        names = ("all_reduce", "all_gather", "gather")
-        for name in names:
-            setattr(group, name, refuse)
-        try:
-            return draft(*args)
-        finally:
-            for name in names:
-                delattr(group, name)
-
-    drafter.draft = guarded
 
 
 def test_a_whole_draft_on_every_rank(tiny_target, tiny_draft, single):
