@@ -243,6 +243,6 @@ def test_dvc_shows_figures_pictures_and_the_graph(project: Path, tmp_path: Path)
     assert {f"results/{arm}/metrics.json" for arm in ARMS} | {"results/summary.json"} <= set(shown["data"])
     dvc(project, "plots", "show", "-o", str(tmp_path))
     page = (tmp_path / "index.html").read_text(encoding="utf-8")
-    assert page.count("vegaEmbed(") == 4
+    assert page.count("vegaEmbed(") == 6
     assert "chain-k2-b2" in page
     assert "tree@fork-2" in dvc(project, "dag").stdout
