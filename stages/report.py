@@ -24,7 +24,7 @@ from stages.common.params import PARAMS_FILE, Params, load_params
 from stages.reporting.analysis import analyse
 from stages.reporting.compare import compare
 from stages.reporting.figures import draw
-from stages.reporting.load import Run, load_run
+from stages.reporting.load import load_run
 from stages.reporting.page import write_pages
 from stages.reporting.prediction import predict_arms
 from stages.reporting.prose import context_of
@@ -38,7 +38,8 @@ from stages.reporting.verdict import judge
 def build(params: Params, results: Path, report: Path, recommended: Path, console: Console) -> None:
     """Write the whole report. Raises UserError: a partial folder before, a failed arm after writing."""
     run = load_run(params, results)
-    analysis = analyse(run, results, _predictions(params, results, run))
+    predictions = predict_arms(params, results, [arm.name for arm in run.arms.values()])
+    analysis = analyse(run, results, predictions)
     verdict = judge(analysis)
     frames = tables(analysis)
     context = context_of(analysis)
@@ -52,12 +53,6 @@ def build(params: Params, results: Path, report: Path, recommended: Path, consol
     console.print(f"written: {', '.join(map(str, written))}", style="dim", soft_wrap=True)
     if run.failed:
         raise UserError("failed arms", ", ".join(run.failed), "every arm to finish; the report names them")
-
-
-def _predictions(params: Params, results: Path, run: Run) -> dict[str, float]:
-    """Predicted time per token in ms by arm name, of the arms that the calibration covers."""
-    found = predict_arms(params, results, [arm.name for arm in run.arms.values()])
-    return {name: prediction.time_per_token_ms for name, prediction in found.items()}
 
 
 def main() -> None:

@@ -4,13 +4,14 @@
     calibration.tokens_per_step(TokenTree.chain(3))            # replayed along the recorded ranks
     calibration.ms_per_token(TokenTree.chain(3), batch_size=4) # while all four sequences decode
     calibration.arm_ms_per_token(TokenTree.chain(3), 4, 8)     # eight prompts, four at once, prompts included
+    calibration.arm_draws(TokenTree.chain(3), 4, 8, 1000, 0)   # the same of eight questions drawn at random
 
 Files: results/calibration/ranks.json and costs.json, written by stages.calibrate.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,17 +76,40 @@ class Calibration:
         The recorded answers stand in for the arm's, in groups of its size: prompts are read one after
         another, and the last sequences run in a batch that is no longer full.
         """
+        count = len(self.recording.answers)
+        groups = [
+            [index % count for index in range(first, first + num_prompts)]
+            for first in range(0, max(count - num_prompts, 0) + 1, num_prompts)
+        ]
+        total_ms, num_tokens = np.sum(self._arms(tree, max_num_seqs, groups), axis=0)
+        return float(total_ms / num_tokens)
+
+    def arm_draws(
+        self, tree: TokenTree | None, max_num_seqs: int, num_prompts: int, draws: int, seed: int
+    ) -> np.ndarray:
+        """`arm_ms_per_token` of so many arms, each of recorded answers drawn at random: how far chance alone
+        may take an arm of few questions. float64 [draws]"""
+        count = len(self.recording.answers)
+        drawn = np.random.default_rng(seed).integers(count, size=(draws, num_prompts))
+        total_ms, num_tokens = np.transpose(self._arms(tree, max_num_seqs, drawn.tolist()))
+        return total_ms / num_tokens
+
+    def _arms(
+        self, tree: TokenTree | None, max_num_seqs: int, groups: Sequence[Sequence[int]]
+    ) -> list[tuple[float, int]]:
+        """Milliseconds and output tokens of arms that answer the recorded questions of each group."""
         answers = self.recording.answers
         steps = [len(one) - 1 for one in answers] if tree is None else self.recording.steps(tree)
         prompt_ms = self.prompt_ms["none" if tree is None else "drafted"]
         step_ms = [0.0, *(self.step_ms(tree, running) for running in range(1, max_num_seqs + 1))]
-        total_ms = num_tokens = 0.0
-        for first in range(0, max(len(answers) - num_prompts, 0) + 1, num_prompts):
-            waiting = [index % len(answers) for index in range(first, first + num_prompts)]
-            num_tokens += sum(len(answers[index]) for index in waiting)
-            total_ms += prompt_ms * sum(self.num_prompt_tokens[index] for index in waiting)
-            total_ms += _decoding_ms([steps[index] for index in waiting], step_ms)
-        return total_ms / num_tokens
+        return [
+            (
+                prompt_ms * sum(self.num_prompt_tokens[index] for index in group)
+                + _decoding_ms([steps[index] for index in group], step_ms),
+                sum(len(answers[index]) for index in group),
+            )
+            for group in groups
+        ]
 
 
 def _decoding_ms(steps: list[int], step_ms: list[float]) -> float:

@@ -6,8 +6,10 @@
 
 Chains and branched trees take different ways through attention, so each kind has curves of its own. The
 sizes are timed in turns, so that the machine's drift meets all alike; medians are kept. In a `CostModel`
-verification, compaction and what else grows with the tree are part of the target's curve; the overhead is
-what every step costs, the draft's catch-up with the accepted tokens included.
+verification and compaction are part of the target's curve. All else of a step grows level by level: a draft
+pass, and the work around it that no clock of the plugin sees (attention metadata, slots, the choice of
+children). So a level's cost is what one more level adds to the wall time beside the target's; what is left
+without levels is the overhead, the draft's catch-up with the accepted tokens included.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ import numpy as np
 from tqdm import tqdm
 
 from stages.calibration.engine import decoding, sampling
-from treespec.cost import CostModel
+from treespec.cost import CostModel, inner_widths
 from treespec.tree import TokenTree
 
 CHAINS = (1, 2, 3, 4, 6, 8, 12, 16)
@@ -38,11 +40,11 @@ class Step:
 
     wall: float
     target: float  # forward, verification, compaction
-    draft: float
 
     @property
     def rest(self) -> float:
-        return self.wall - self.target - self.draft
+        """Drafting, and all that stands around it."""
+        return self.wall - self.target
 
 
 @dataclass(frozen=True)
@@ -92,8 +94,7 @@ def shapes(batch_size: int, max_tokens: int) -> list[TokenTree]:
     max_nodes = max(2, max_tokens // batch_size - 1)
     trees = [TokenTree.chain(k) for k in CHAINS] + [hook(depth) for depth in HOOKS]
     trees += [comb(branches) for branches in COMBS]
-    if max_nodes >= 2 * COMBS[-1] - 1:  # 512 tokens are 511 nodes and the root
-        trees[-1] = comb(COMBS[-1], max_nodes)
+    trees.append(comb(-(-max_nodes // 2), max_nodes))  # as many as there is room for: nothing is extrapolated
     smallest = [TokenTree.chain(1), TokenTree.chain(2), TokenTree.from_paths([[0], [1]])]
     return list(dict.fromkeys(smallest + [tree for tree in trees if tree.num_nodes <= max_nodes]))
 
@@ -125,9 +126,8 @@ def time_step(llm: Any, contexts: Sequence[list[int]], tree: TokenTree | None) -
             llm.llm_engine.step()
         stats = llm.collective_rpc("treespec_stats", args=(True,))[0]
         wall = (time.perf_counter() - started) * 1e3
-    parts = {part: ms / stats["num_steps"] for part, ms in stats["total_ms"].items()}
-    target = sum(parts[part] for part in ("target_forward", "verify", "compact"))
-    return Step(wall / stats["num_steps"], target, parts["draft_forward"] + parts["draft_choose"])
+    target = sum(stats["total_ms"][part] for part in ("target_forward", "verify", "compact"))
+    return Step(wall / stats["num_steps"], target / stats["num_steps"])
 
 
 def _median(steps: Sequence[Step]) -> Step:
@@ -139,33 +139,32 @@ def fit(steps: Mapping[TokenTree | None, Step], batch_size: int) -> BatchCosts:
     """Curves from the timed steps of one batch size; the key None is the step without drafting."""
     chains = {tree: step for tree, step in steps.items() if tree is not None and tree.is_chain}
     branched = {tree: step for tree, step in steps.items() if tree is not None and not tree.is_chain}
-    lengths = [tree.num_nodes for tree in chains]
-    slope, first = np.polyfit(lengths, [step.draft for step in chains.values()], 1)
-    chain_draft = {batch_size: max(float(slope), MIN_MS)}
-    chain = _model(chains, chain_draft, max(0.0, float(first)), batch_size)
-    root = min(step.draft for tree, step in branched.items() if tree.depth == 1)
-    widths: dict[int, list[float]] = {}
-    for tree, step in branched.items():
-        if tree.depth > 1:  # below the root, all levels are equally wide
-            width = int((np.asarray(tree.depths) == 2).sum())
-            levels = tree.depth - 1
-            widths.setdefault(batch_size * width, []).append((step.draft - root) / levels)
-    draft = {tokens: max(float(np.mean(ms)), MIN_MS) for tokens, ms in widths.items()} or dict(chain_draft)
-    draft = _rising(draft)
-    overhead = max(0.0, root - draft[min(draft)])
-    return BatchCosts(steps[None].wall, chain, _model(branched, draft, overhead, batch_size))
+    first, level = _line(chains)
+    chain = CostModel(_target_curve(chains, batch_size), {batch_size: level}, max(0.0, first))
+    narrow = {tree: step for tree, step in branched.items() if inner_widths(tree).max() == 1}
+    if len(narrow) > 1:
+        first, level = _line(narrow)
+    else:  # too few tokens for a hook
+        first = min(step.rest for step in narrow.values()) - level
+    draft = {batch_size: level}
+    for tree in branched.keys() - narrow.keys():  # combs: the root's level and a wide one
+        width = int(inner_widths(tree)[1])
+        draft[batch_size * width] = max(branched[tree].rest - first - level, MIN_MS)
+    target = _target_curve(branched, batch_size)
+    return BatchCosts(steps[None].wall, chain, CostModel(target, _rising(draft), max(0.0, first)))
 
 
-def _model(
-    steps: Mapping[TokenTree, Step], draft_ms: dict[int, float], catch_up_ms: float, batch_size: int
-) -> CostModel:
-    least = max(0.0, min(step.rest for step in steps.values()))
-    target: dict[int, list[float]] = {}
+def _line(steps: Mapping[TokenTree, Step]) -> tuple[float, float]:
+    """What trees of one node a level cost beside the target: without a level, and with each."""
+    level, first = np.polyfit([tree.depth for tree in steps], [step.rest for step in steps.values()], 1)
+    return float(first), max(float(level), MIN_MS)
+
+
+def _target_curve(steps: Mapping[TokenTree, Step], batch_size: int) -> dict[int, float]:
+    by_tokens: dict[int, list[float]] = {}
     for tree, step in steps.items():
-        tokens = batch_size * (tree.num_nodes + 1)
-        target.setdefault(tokens, []).append(max(step.target + step.rest - least, MIN_MS))
-    curve = _rising({tokens: float(np.mean(ms)) for tokens, ms in target.items()})
-    return CostModel(curve, draft_ms, overhead_ms=least + catch_up_ms)
+        by_tokens.setdefault(batch_size * (tree.num_nodes + 1), []).append(max(step.target, MIN_MS))
+    return _rising({tokens: float(np.mean(ms)) for tokens, ms in by_tokens.items()})
 
 
 def _rising(curve: dict[int, float]) -> dict[int, float]:

@@ -205,7 +205,7 @@ class Speculation(Section):
 class Calibration(Section):
     """What the stage calibrate measures, and how far `auto` and `grown_auto` may go."""
 
-    num_prompts: Annotated[int, Field(ge=1, le=1319)] = 32  # questions behind those that the arms answer
+    num_prompts: Annotated[int, Field(ge=1, le=1319)] = 64  # questions behind those that the arms answer
     rounds: PositiveInt = 3  # times every size of a step is timed
     max_step_tokens: Annotated[int, Field(ge=2, le=8192)] = 512  # the largest step that is timed
     max_nodes: Annotated[int, Field(ge=1, le=MAX_NODES)] = 64

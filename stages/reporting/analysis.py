@@ -88,7 +88,7 @@ class Analysis:
         return near
 
 
-def analyse(run: Run, results: Path, predictions: Mapping[str, float] | None = None) -> Analysis:
+def analyse(run: Run, results: Path, predictions: Mapping[str, Ratio] | None = None) -> Analysis:
     """Compare every arm of `run`; deterministic for one report.seed.
 
     `predictions`: predicted time per token in ms by arm name. Raises UserError where the interleaved or the

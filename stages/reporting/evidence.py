@@ -22,6 +22,7 @@ from stages.reporting.cells import (
 )
 from stages.reporting.costs import tokens_per_step
 from stages.reporting.lossless import Divergence
+from stages.reporting.statistics import Ratio
 from stages.reporting.words import percent
 
 MAX_DIVERGENCES = 40  # rows shown; all of them count
@@ -137,7 +138,7 @@ def why(analysis: Analysis, best: ArmResult | None) -> Grid:
 
 
 def predicted(analysis: Analysis) -> Grid:
-    """The calibration's time per token beside the measured one; marked where it lies outside the interval."""
+    """The calibration's time per token beside the measured one; marked where their intervals lie apart."""
     titles = ("Arm=", "Batch", "Predicted ms / token", "Measured ms / token", "Error", "Predicted speedup")
     grid = Grid(columns(*titles, "Measured speedup"))
     for result in ordered(analysis):
@@ -147,8 +148,8 @@ def predicted(analysis: Analysis) -> Grid:
         tone = "warn" if found.outside else ""
         cells = [
             *named(result),
-            number(found.time_per_token_ms),
-            _measured_ms(result),
+            _milliseconds(found.foretold),
+            _milliseconds(found.measured),
             number(found.error, "{:+.0%}", "outside" if found.outside else "", tone),
             number(found.speedup, "{:.2f}×"),
             ratio(result.speedup),
@@ -157,10 +158,9 @@ def predicted(analysis: Analysis) -> Grid:
     return grid
 
 
-def _measured_ms(result: ArmResult) -> Cell:
-    measured = result.predicted.measured
-    span = f"{measured.low:.2f} to {measured.high:.2f}" if measured.has_interval else ""
-    return number(measured.value, small=span)
+def _milliseconds(time: Ratio) -> Cell:
+    span = f"{time.low:.2f} to {time.high:.2f}" if time.has_interval else ""
+    return number(time.value, small=span)
 
 
 def trust(analysis: Analysis) -> Grid:

@@ -1,8 +1,8 @@
 """What the cost model of the calibration foretold of an arm, beside what was measured.
 
-found = compare_predictions(run, {"chain-k3-b1": 20.1}, bootstrap)
+found = compare_predictions(run, {"chain-k3-b1": Ratio(20.1, 18.9, 21.5, 64)}, bootstrap)
 found["chain-k3-b1"].error      # predicted / measured - 1
-found["chain-k3-b1"].outside    # the prediction lies outside the measured interval
+found["chain-k3-b1"].outside    # the two intervals have nothing in common
 """
 
 from __future__ import annotations
@@ -17,11 +17,15 @@ from stages.reporting.statistics import Bootstrap, Ratio, mean_of, per_prompt
 
 @dataclass(frozen=True)
 class Predicted:
-    """Times per token in ms; `measured` has the interval over prompts; `speedup` is over the baseline."""
+    """Times per token in ms, each with its interval over prompts; `speedup` is over the baseline."""
 
-    time_per_token_ms: float
+    foretold: Ratio
     measured: Ratio
     speedup: float | None
+
+    @property
+    def time_per_token_ms(self) -> float:
+        return self.foretold.value
 
     @property
     def error(self) -> float | None:
@@ -29,11 +33,13 @@ class Predicted:
 
     @property
     def outside(self) -> bool:
-        return self.measured.has_interval and not self.measured.contains(self.time_per_token_ms)
+        if not (self.measured.has_interval and self.foretold.has_interval):
+            return False
+        return self.foretold.high < self.measured.low or self.measured.high < self.foretold.low
 
 
 def compare_predictions(
-    run: Run, predictions: Mapping[str, float], bootstrap: Bootstrap
+    run: Run, predictions: Mapping[str, Ratio], bootstrap: Bootstrap
 ) -> dict[str, Predicted]:
     """For the arms that have both a prediction and a measured time per token.
 
@@ -44,16 +50,17 @@ def compare_predictions(
     for name, arm in run.arms.items():
         predicted, measured = predictions.get(name), arm.metrics.time_per_token_ms
         prompts = mean_of(per_prompt(arm.requests, per_token=True), bootstrap)
-        if predicted is None or not measured or not prompts.value:
+        if predicted is None or not predicted.value or not measured or not prompts.value:
             continue
         scale = measured / prompts.value
         low, high = (scale * bound if bound is not None else None for bound in (prompts.low, prompts.high))
         baseline = run.baseline_of(arm)
-        plain = predictions.get(baseline.name.name, baseline.metrics.time_per_token_ms) if baseline else None
+        foretold = predictions.get(baseline.name.name) if baseline else None
+        plain = foretold.value if foretold else baseline.metrics.time_per_token_ms if baseline else None
         found[name] = Predicted(
-            time_per_token_ms=predicted,
+            foretold=predicted,
             measured=Ratio(measured, low, high, prompts.n),
-            speedup=plain / predicted if plain and arm is not baseline else None,
+            speedup=plain / predicted.value if plain and arm is not baseline else None,
         )
     return found
 

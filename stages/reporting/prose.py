@@ -135,8 +135,9 @@ def predictions(analysis: Analysis) -> str:
     outside = sum(one.outside for one in found)
     return (
         "The calibration's cost model missed the measured time per token by "
-        f"{percent(median_error(found), 1)} in the median of {len(found)} arms; {outside} of them lie "
-        "outside their measured interval."
+        f"{percent(median_error(found), 1)} in the median of {len(found)} arms. It was made from "
+        f"{found[0].foretold.n} other questions; its interval is what as many of those as an arm answers, "
+        f"drawn at random, would take. In {outside} arms it has nothing in common with the measured one."
     )
 
 

@@ -12,7 +12,7 @@ from test_params import ROOT, changed
 from stages import grow_tree
 from stages.calibration.choice import chain_of, fastest_tree, tree_of
 from stages.calibration.model import Calibration
-from stages.calibration.timing import BatchCosts
+from stages.calibration.timing import BatchCosts, Step, fit, shapes
 from stages.common.errors import UserError
 from stages.common.files import read_json, write_json
 from stages.common.params import load_params, parse_params
@@ -20,7 +20,7 @@ from stages.reporting.load import ArmName
 from stages.reporting.prediction import predict_arms
 from stages.reporting.recommended import write_recommended
 from treespec.acceptance import Recording
-from treespec.cost import CostModel
+from treespec.cost import CostModel, inner_widths
 from treespec.tree import TokenTree
 
 ABSENT = -1
@@ -135,7 +135,8 @@ def test_the_command_writes_the_arms_file(params, results, monkeypatch, capsys):
     arms = [ArmName("baseline", "", 1), ArmName("chain", "kauto", 1), ArmName("tree", "grown_8", 1)]
     found = predict_arms(params, results, arms)
     assert list(found) == ["baseline-b1", "chain-kauto-b1", "tree-grown_8-b1"]
-    times = [prediction.time_per_token_ms for prediction in found.values()]
+    times = [prediction.value for prediction in found.values()]
+    assert all(one.low <= one.value <= one.high for one in found.values())
     assert times[0] == pytest.approx(10.5 * 199 / 200 + 0.1 * 50 / 200, rel=0.02)
     assert times[1] < times[0]
 
@@ -153,3 +154,23 @@ def test_the_recommended_params_hold_the_winner_alone(params, best, tmp_path, mo
     assert adopted.speculation.tree.names == (("grown_8",) if best.arm == "tree" else ())
     assert write_recommended(params, None, path) is None
     assert not path.exists()
+
+
+def test_the_fit_recovers_what_levels_and_tokens_cost():
+    """From steps of known costs, part of which no clock of the plugin sees, deep trees are foretold."""
+
+    def costs(tree: TokenTree, batch: int) -> Step:
+        target = 15.0 + 0.2 * batch * (tree.num_nodes + 1)
+        levels = sum(2.0 + 0.05 * batch * width for width in inner_widths(tree))
+        return Step(wall=target + levels + 3.0, target=target)
+
+    deep = TokenTree.from_paths([[0] * n for n in range(1, 13)] + [[1], [1, 0], [0, 1], [0, 1, 0]])
+    for batch, most in ((1, 128), (4, 128), (1, 20)):
+        timed = {tree: costs(tree, batch) for tree in shapes(batch, most)}
+        fitted = fit({None: Step(16.0, 15.0), **timed}, batch)
+        for tree in (TokenTree.chain(5), TokenTree.chain(11), deep):
+            assert fitted.step_ms(tree, batch) == pytest.approx(costs(tree, batch).wall, rel=0.02), (
+                batch,
+                tree,
+            )
+        assert fitted.step_ms(None, batch) == 16.0

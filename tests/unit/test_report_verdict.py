@@ -13,6 +13,7 @@ from stages.common.params import load_params
 from stages.reporting.analysis import Analysis, analyse
 from stages.reporting.load import load_run
 from stages.reporting.prose import interleaving
+from stages.reporting.statistics import Ratio
 from stages.reporting.summary import summarise
 from stages.reporting.tables import tables
 from stages.reporting.verdict import Verdict, crossing, judge
@@ -51,7 +52,7 @@ def test_a_clear_gain_names_the_arm_its_interval_and_the_batch(report_on):
 
 def test_every_arm_has_the_numbers_of_the_contract(report_on):
     arms = [f"{arm}-b{batch}" for arm in ("chain-k1", "chain-k3", "tree-small") for batch in (1, 4)]
-    _, _, summary = report_on(Scenario(), dict.fromkeys(arms, 10.0))
+    _, _, summary = report_on(Scenario(), dict.fromkeys(arms, Ratio(10.0, 9.0, 11.0, 64)))
     names = (
         "predicted_time_per_token_ms",
         "prediction_error",
@@ -130,17 +131,24 @@ def test_step_times_and_acceptance_explain_the_speedup(report_on):
     assert result.explained == pytest.approx(result.speedup.value / 0.8, rel=0.02)
 
 
-def test_a_prediction_stands_beside_the_measured_time_and_is_marked_outside_its_interval(report_on):
+def test_a_prediction_stands_beside_the_measured_time_and_is_marked_where_intervals_lie_apart(report_on):
     plain, _, _ = report_on(Scenario())
     measured = {name: result.arm.metrics.time_per_token_ms for name, result in plain.results.items()}
     near, far = measured["chain-k1-b1"], measured["chain-k3-b1"] * 1.5
-    _, _, summary = report_on(Scenario(), {"chain-k1-b1": near, "chain-k3-b1": far})
+    wide = measured["chain-k1-b4"] * 1.5
+    foretold = {
+        "chain-k1-b1": Ratio(near, near * 0.9, near * 1.1, 64),
+        "chain-k3-b1": Ratio(far, far * 0.95, far * 1.05, 64),
+        "chain-k1-b4": Ratio(wide, wide * 0.6, wide * 1.2, 64),  # off as far, but not surprisingly
+    }
+    _, _, summary = report_on(Scenario(), foretold)
     entry = summary["arms"]["chain-k3-b1"]
     assert (entry["prediction_error"], entry["prediction_outside"]) == (pytest.approx(0.5), True)
     assert entry["predicted_speedup"] == pytest.approx(measured["baseline-b1"] / far)
     assert summary["arms"]["chain-k1-b1"]["prediction_outside"] is False
-    assert summary["median_prediction_error"] == pytest.approx(0.25)
-    assert summary["arms"]["chain-k1-b4"]["predicted_time_per_token_ms"] is None
+    assert summary["arms"]["chain-k1-b4"]["prediction_outside"] is False
+    assert summary["median_prediction_error"] == pytest.approx(0.5)
+    assert summary["arms"]["chain-k3-b4"]["predicted_time_per_token_ms"] is None
 
 
 def test_temperatures_stand_side_by_side_and_a_broken_sampler_is_condemned_everywhere(report_on):
