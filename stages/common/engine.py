@@ -21,12 +21,15 @@ from typing import Any
 from stages.common.errors import UserError
 from stages.common.model_limits import check_for_plugin, whole_draft_line
 from stages.common.params import Params
+from stages.common.processes import socket_folder, tie_engine_processes
 from treespec.tree import TokenTree
 from treespec.vllm_plugin import CPU_WORKER, CUDA_WORKER, VLLM_VERSION, installed_vllm
 
 DEFAULT_BATCHED_TOKENS = 8192
 FORWARD_TIMER = "stages.common.forward_timer.ForwardTimer"
 STOCK_MAX_SPEC_LEN = 128  # vllm/v1/sample/rejection_sampler.py: MAX_SPEC_LEN
+
+tie_engine_processes()
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,11 @@ class EnginePlan:
         _check_devices(params)
         return cls(arguments, _environment(params, uses_plugin), uses_plugin)
 
+    @property
+    def why_no_journal(self) -> str | None:
+        """A new engine's prefix cache is empty: passes after a restart would be slower than they are."""
+        return "engine.enable_prefix_caching" if self.arguments["enable_prefix_caching"] else None
+
     def start(self, target: str, draft: str | None = None) -> Any:
         """Load the models. Sets the process's environment first, since vLLM reads it on import.
 
@@ -76,6 +84,8 @@ class EnginePlan:
         if self.uses_plugin:
             self._check_models(Path(target), Path(draft))
         os.environ.update(self.environment)
+        if self.environment.get("VLLM_ENABLE_V1_MULTIPROCESSING") != "0":
+            os.environ["VLLM_RPC_BASE_PATH"] = str(socket_folder())
         from vllm import LLM
 
         arguments = {"model": target, **self.arguments}

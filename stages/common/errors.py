@@ -16,11 +16,17 @@ class UserError(Exception):
 
 def run_cli(main: Callable[[], None]) -> None:
     """Run a stage's `main`: a UserError becomes one line on stderr and exit status 2."""
+    from stages.common.processes import Terminated, end_when_asked  # whose files may raise a UserError
+
+    end_when_asked()
     try:
         main()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except Terminated:
+        print("terminated; no result was written", file=sys.stderr)
+        sys.exit(143)
     except KeyboardInterrupt:
-        print("interrupted; nothing was written", file=sys.stderr)
+        print("interrupted; no result was written", file=sys.stderr)
         sys.exit(130)

@@ -8,6 +8,7 @@ Mistakes in the input are found before and leave nothing.
 
 from __future__ import annotations
 
+import sys
 import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,6 +28,9 @@ def failure_noted(folder: Path) -> Iterator[None]:
         yield
     except Exception as error:
         line = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-        with atomic_folder(folder) as failed:
-            write_json(failed / FAILED_FILE, {"error": textwrap.shorten(line, _MAX_LENGTH)})
+        try:
+            with atomic_folder(folder) as failed:
+                write_json(failed / FAILED_FILE, {"error": textwrap.shorten(line, _MAX_LENGTH)})
+        except OSError as other:  # such as a full disk, which may be why the run failed
+            print(f"{folder / FAILED_FILE} could not be written: {other}", file=sys.stderr)
         raise

