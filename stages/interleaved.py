@@ -7,13 +7,17 @@ max_num_seqs prompts is answered in all modes one right after the other, in an o
 what drifts with the machine or the engine cancels within the group. At the first temperature.
 
 Writes results/interleaved/b<max_num_seqs>/metrics.json and requests.parquet: the usual columns, the mode, the
-group, and the seconds its group took. Where measure.interleaved is false, or there is no plugin to switch
+group, and the seconds its group took. One that died goes on after the last group it answered in all modes.
+Where measure.interleaved is false, or there is no plugin to switch
 modes, that is all that they say.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
+from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +29,10 @@ from stages.common.engine import EnginePlan
 from stages.common.errors import UserError, run_cli
 from stages.common.failure import failure_noted
 from stages.common.files import atomic_folder, write_json
+from stages.common.fingerprint import marks_of
 from stages.common.inputs import Inputs
+from stages.common.journal import Journal, Piece, journal_of
+from stages.common.measured import pass_of, total
 from stages.common.params import Params
 from stages.common.passes import NO_DRAFT, Pass, Runner, write_requests
 from stages.common.probe import measure_probe
@@ -52,7 +59,12 @@ def main() -> None:
         modes = modes_of(params, arguments.results, size)
         plan = EnginePlan.of(params, size, largest_tree(modes))
         inputs = options.read_inputs(arguments, params)
-        write(folder, *measure(params, inputs, plan, modes, folder))
+        shapes = {mode: tree if tree == NO_DRAFT else list(tree.parents) for mode, tree in modes.items()}
+        marks = marks_of(params, inputs, [plan.arguments, plan.environment, shapes])
+        name = f"interleaved-b{size}"
+        with journal_of(arguments.results, name, marks, plan.why_no_journal) as journal:
+            figures, passes = measure(params, inputs, plan, modes, folder, journal)
+            write(folder, figures | {"marks": marks, "resumed": journal.resumed}, passes)
 
 
 def modes_of(params: Params, results: Path, max_num_seqs: int) -> Modes:
@@ -84,20 +96,18 @@ def schedule(
 
 
 def measure(
-    params: Params, inputs: Inputs, plan: EnginePlan, modes: Modes, folder: Path
+    params: Params, inputs: Inputs, plan: EnginePlan, modes: Modes, folder: Path, journal: Journal
 ) -> tuple[dict[str, Any], list[Pass]]:
     """The figures and all groups' passes; failed.json in `folder` if the engine or a request fails."""
     tokenizer, prompts = inputs.prompts(params)
     size = plan.arguments["max_num_seqs"]
     with failure_noted(folder):
-        probe_before = measure_probe(params.engine.device)
+        probe_before = journal.keep("probe", lambda: measure_probe(params.engine.device))
         llm = plan.start(inputs.path("target"), inputs.path("draft"))
         runner = Runner(llm, params, prompts, inputs.rows, tokenizer.decode)
         for tree in modes.values():
             runner.warm_up(tree=tree)
-        llm.collective_rpc("treespec_stats", args=(True,))
-        passes = run_groups(runner, modes, size)
-        stats = llm.collective_rpc("treespec_stats")[0]
+        passes, stats = run_groups(runner, modes, size, journal)
         if not stats["num_verified_trees"]:
             raise UserError("interleaved", "no drafts", "speculation to act")
         probes = {"before": probe_before, "after": measure_probe(params.engine.device)}
@@ -113,8 +123,13 @@ def measure(
     return figures, [one for own in passes.values() for one in own]
 
 
-def run_groups(runner: Runner, modes: Modes, size: int) -> dict[str, list[Pass]]:
-    """Every group in every mode, `measure.repeats` times; a pass is one group in one mode."""
+def run_groups(
+    runner: Runner, modes: Modes, size: int, journal: Journal
+) -> tuple[dict[str, list[Pass]], dict[str, Any]]:
+    """Every group in every mode, `measure.repeats` times, and the plugin's counters over all of it.
+
+    A pass is one group in one mode; a piece of the journal is one group in all modes, side by side.
+    """
     params = runner.params
     groups = [
         range(len(runner.prompts))[first : first + size] for first in range(0, len(runner.prompts), size)
@@ -122,13 +137,27 @@ def run_groups(runner: Runner, modes: Modes, size: int) -> dict[str, list[Pass]]
     order = schedule(
         len(groups), params.measure.repeats, list(modes), np.random.default_rng(params.sampling.seed)
     )
+    blocks = [(*key, [mode for *_, mode in own]) for key, own in groupby(order, key=lambda one: one[:2])]
+
+    def answer(repeat: int, group: int, own: list[str]) -> Piece:
+        runner.llm.collective_rpc("treespec_stats", args=(True,))
+        passes = {
+            mode: asdict(runner.run(repeat, None, indices=groups[group], tree=modes[mode])) for mode in own
+        }
+        return {"passes": passes, "stats": runner.llm.collective_rpc("treespec_stats")[0]}
+
+    pieces = [
+        journal.once(f"repeat {repeat}, group {group}", partial(answer, repeat, group, own))
+        for repeat, group, own in tqdm(blocks, desc=f"interleaved b{size}", unit="group")
+    ]
     passes: dict[str, list[Pass]] = {mode: [] for mode in modes}
-    for repeat, group, mode in tqdm(order, desc=f"interleaved b{size}", unit="group"):
-        done = runner.run(repeat, None, indices=groups[group], tree=modes[mode])
-        for request in done.requests:
-            request |= {"mode": mode, "group": group, "group_wall_time_s": done.wall_time_s}
-        passes[mode].append(done)
-    return passes
+    for (_, group, own), piece in zip(blocks, pieces, strict=True):
+        for mode in own:
+            done = pass_of(piece["passes"][mode])
+            for request in done.requests:
+                request |= {"mode": mode, "group": group, "group_wall_time_s": done.wall_time_s}
+            passes[mode].append(done)
+    return passes, total([piece["stats"] for piece in pieces])
 
 
 def figures_of(passes: list[Pass], undrafted: list[Pass], is_greedy: bool) -> dict[str, Any]:

@@ -7,7 +7,8 @@ generation as transformers sets it up by default, which metrics.json names. Both
 right after the other, and which comes first alternates.
 
 Writes results/peer_transformers/metrics.json and requests.parquet: one row a request, repeat and mode
-(plain, assisted). Where peers.transformers is false, or it cannot be compared, that is all that they say.
+(plain, assisted). One that died goes on after the last prompt that it answered both ways. Where
+peers.transformers is false, or it cannot be compared, that is all that they say.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from __future__ import annotations
 import os
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,9 @@ from stages.common import gsm8k, metrics, options
 from stages.common.errors import UserError, run_cli
 from stages.common.failure import failure_noted
 from stages.common.files import atomic_folder, write_json
+from stages.common.fingerprint import marks_of
 from stages.common.inputs import Inputs
+from stages.common.journal import Journal, Piece, journal_of
 from stages.common.params import Params
 from stages.common.passes import Pass, judged, until_stop, write_requests
 from stages.common.probe import measure_probe
@@ -49,7 +53,11 @@ def main() -> None:
     elif reason := why_not(params):
         write(folder, {"asked": False, "reason": reason}, [])
     else:
-        write(folder, *measure(params, options.read_inputs(arguments, params), folder))
+        inputs = options.read_inputs(arguments, params)
+        marks = marks_of(params, inputs, "transformers")
+        with journal_of(arguments.results, FOLDER, marks) as journal:
+            figures, passes = measure(params, inputs, folder, journal)
+            write(folder, figures | {"marks": marks, "resumed": journal.resumed}, passes)
 
 
 def why_not(params: Params) -> str | None:
@@ -140,7 +148,9 @@ class Peer:
         )
 
 
-def measure(params: Params, inputs: Inputs, folder: Path) -> tuple[dict[str, Any], list[Pass]]:
+def measure(
+    params: Params, inputs: Inputs, folder: Path, journal: Journal
+) -> tuple[dict[str, Any], list[Pass]]:
     """The figures and every repeat's passes, plain and assisted; failed.json in `folder` on failure."""
     import torch
     import transformers
@@ -148,9 +158,9 @@ def measure(params: Params, inputs: Inputs, folder: Path) -> tuple[dict[str, Any
     with failure_noted(folder):
         if params.engine.device == "cpu":
             torch.set_num_threads(vllm_threads())
-        probe_before = measure_probe(params.engine.device)
+        probe_before = journal.keep("probe", lambda: measure_probe(params.engine.device))
         peer = Peer.load(params, inputs)
-        passes = run_passes(peer)
+        passes = run_passes(peer, journal)
         probes = {"before": probe_before, "after": measure_probe(params.engine.device)}
     settings = peer.draft.generation_config
     return {
@@ -165,19 +175,24 @@ def measure(params: Params, inputs: Inputs, folder: Path) -> tuple[dict[str, Any
     }, [one for mode in MODES for one in passes[mode]]
 
 
-def run_passes(peer: Peer) -> dict[str, list[Pass]]:
+def run_passes(peer: Peer, journal: Journal) -> dict[str, list[Pass]]:
     """measure.repeats passes a mode, after a warm-up outside the clock."""
     count, repeats = len(peer.prompts), peer.params.measure.repeats
     for index in range(min(peer.params.measure.warmup_prompts, count)):
         for mode in MODES:
             peer.answer(index, 0, mode)
+
+    def both(repeat: int, index: int) -> Piece:
+        order = MODES if (repeat + index) % 2 == 0 else reversed(MODES)
+        return {mode: peer.answer(index, repeat, mode) for mode in order}
+
     rows: dict[tuple[str, int], list[dict[str, Any]]] = {(m, r): [] for m in MODES for r in range(repeats)}
-    with tqdm(total=2 * count * repeats, desc="transformers", unit="answer") as progress:
-        for repeat in range(repeats):
-            for index in range(count):
-                for mode in MODES if (repeat + index) % 2 == 0 else reversed(MODES):
-                    rows[mode, repeat].append(peer.answer(index, repeat, mode))
-                    progress.update()
+    turns = [(repeat, index) for repeat in range(repeats) for index in range(count)]
+    for repeat, index in tqdm(turns, desc="transformers", unit="prompt"):
+        name = f"repeat {repeat}, prompt {index}"
+        piece = journal.once(name, partial(both, repeat, index))
+        for mode in MODES:
+            rows[mode, repeat].append(piece[mode])
     return {mode: [_pass(repeat, rows[mode, repeat]) for repeat in range(repeats)] for mode in MODES}
 
 

@@ -7,7 +7,7 @@
 
 At most `max_num_seqs` requests run at once and the next starts when one ends. One engine answers at every
 temperature, one after another. Loading, warm-up, the baseline's explaining pass and a drafted arm's control
-pass, undrafted, are outside the clock and the counters.
+pass, undrafted, are outside the clock and the counters. An arm that died goes on where its journal ends.
 """
 
 from __future__ import annotations
@@ -17,12 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from stages.common import metrics
-from stages.common.counters import Counters
 from stages.common.engine import EnginePlan
 from stages.common.errors import UserError
 from stages.common.failure import failure_noted
 from stages.common.files import atomic_folder, write_json
+from stages.common.fingerprint import marks_of
 from stages.common.inputs import Inputs, sampling_at
+from stages.common.journal import Journal, journal_of
+from stages.common.measured import Measured, explain, measure
 from stages.common.params import Params
 from stages.common.passes import EXPLAINED, NO_DRAFT, Pass, Runner, write_requests
 from stages.common.probe import measure_probe
@@ -61,16 +63,6 @@ class Arm:
 
 
 @dataclass(frozen=True)
-class Measured:
-    """What the engine did within the clock, at one temperature."""
-
-    temperature: float
-    passes: list[Pass]
-    counters: Counters
-    stats: dict[str, Any] | None  # the plugin's
-
-
-@dataclass(frozen=True)
 class Session:
     """All that one engine was asked."""
 
@@ -82,55 +74,69 @@ class Session:
 def run_arm(params: Params, arm: Arm, plan: EnginePlan, inputs: Inputs, results: Path) -> dict[str, Any]:
     """Measure one arm and write its folder; returns the metrics. One failed request fails the arm."""
     tokenizer, prompts = inputs.prompts(params)
-    with failure_noted(results / arm.name / arm.key):
-        probe_before = measure_probe(params.engine.device)
+    device, target = params.engine.device, results / arm.name / arm.key
+    marks = marks_of(params, inputs, [plan.arguments, plan.environment])
+    name = f"{arm.name}-{arm.key}"
+    with journal_of(results, name, marks, plan.why_no_journal) as journal, failure_noted(target):
+        probe_before = journal.keep("probe", lambda: measure_probe(device))
         llm = plan.start(inputs.path("target"), inputs.path("draft"))
-        session = _measure(Runner(llm, params, prompts, inputs.rows, tokenizer.decode), arm, plan.uses_plugin)
-        probes = {"before": probe_before, "after": measure_probe(params.engine.device)}
+        runner = Runner(llm, params, prompts, inputs.rows, tokenizer.decode)
+        session = _measure(runner, arm, plan.uses_plugin, journal)
+        probes = {"before": probe_before, "after": measure_probe(device)}
         figures = _figures(params, arm, inputs, session, probes)
-    passes = [one for measured in session.measured for one in measured.passes]
-    with atomic_folder(results / arm.name / arm.key) as folder:
-        write_json(folder / "metrics.json", figures)
-        write_requests(passes, folder / "requests.parquet", () if arm.tree else EXPLAINED)
+        figures |= {"marks": marks, "resumed": journal.resumed}
+        passes = [one for measured in session.measured for one in measured.passes]
+        with atomic_folder(target) as folder:
+            write_json(folder / "metrics.json", figures)
+            write_requests(passes, folder / "requests.parquet", () if arm.tree else EXPLAINED)
     return figures
 
 
-def _measure(runner: Runner, arm: Arm, uses_plugin: bool) -> Session:
+def _measure(runner: Runner, arm: Arm, uses_plugin: bool, journal: Journal) -> Session:
     measured = [
-        _measure_at(runner, arm, uses_plugin, temperature)
+        _measure_at(runner, arm, uses_plugin, temperature, journal)
         for temperature in runner.params.sampling.temperature
     ]
     if arm.tree is None:
         greedy = next((one for one in measured if one.temperature == 0), measured[0])
-        return Session(measured, runner.explain(greedy.passes[0]), None)
+        return Session(measured, explain(runner, journal, greedy.passes[0], arm.max_num_seqs), None)
     if not uses_plugin:
         return Session(measured, None, None)
     runner.warm_up(tree=NO_DRAFT)
-    title = f"{arm.name} {arm.key}: control, undrafted"
-    return Session(measured, None, runner.run(0, title, tree=NO_DRAFT))
+    control = measure(
+        runner,
+        journal,
+        f"{arm.name} {arm.key}: control, undrafted",
+        temperature=runner.params.sampling.temperature[0],
+        max_num_seqs=arm.max_num_seqs,
+        uses_plugin=True,
+        repeats=1,
+        tree=NO_DRAFT,
+    )
+    return Session(measured, None, control.passes[0])
 
 
-def _measure_at(runner: Runner, arm: Arm, uses_plugin: bool, temperature: float) -> Measured:
-    measure, title = runner.params.measure, f"{arm.name} {arm.key}, temperature {temperature:g}"
+def _measure_at(
+    runner: Runner, arm: Arm, uses_plugin: bool, temperature: float, journal: Journal
+) -> Measured:
     runner.warm_up(temperature)
-    if uses_plugin:
-        runner.llm.collective_rpc("treespec_stats", args=(True,))
-    before = Counters.read(runner.llm)
-    passes = [
-        runner.run(repeat, f"{title}: pass {repeat + 1} of {measure.repeats}", temperature=temperature)
-        for repeat in range(measure.repeats)
-    ]
-    counters = Counters.read(runner.llm).since(before)
-    stats = runner.llm.collective_rpc("treespec_stats")[0] if uses_plugin else None
-    _check_speculated(arm, passes, counters)
-    return Measured(temperature, passes, counters, stats)
+    measured = measure(
+        runner,
+        journal,
+        f"{arm.name} {arm.key}, temperature {temperature:g}",
+        temperature=temperature,
+        max_num_seqs=arm.max_num_seqs,
+        uses_plugin=uses_plugin,
+    )
+    _check_speculated(arm, measured)
+    return measured
 
 
-def _check_speculated(arm: Arm, passes: list[Pass], counters: Counters) -> None:
+def _check_speculated(arm: Arm, measured: Measured) -> None:
     """An arm in which nothing was drafted would be a baseline under another name."""
-    if arm.tree is None or counters.num_drafts:
+    if arm.tree is None or measured.counters.num_drafts:
         return
-    if any(one.num_output_tokens > 2 * len(one.requests) for one in passes):
+    if any(one.num_output_tokens > 2 * len(one.requests) for one in measured.passes):
         raise UserError(f"{arm.name} {arm.key}", "no drafts", "speculation to act")
 
 

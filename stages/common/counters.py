@@ -5,7 +5,9 @@ The registry is one for the process and never reset, so every figure is a differ
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any
 
 
@@ -47,3 +49,22 @@ class Counters:
                 now - then for now, then in zip(self.num_accepted_tokens_per_pos, earlier, strict=True)
             ),
         )
+
+    def plus(self, other: Counters) -> Counters:
+        """Both together. Positions are as many as either has."""
+        per_pos = zip_longest(
+            self.num_accepted_tokens_per_pos, other.num_accepted_tokens_per_pos, fillvalue=0
+        )
+        return Counters(
+            num_steps=self.num_steps + other.num_steps,
+            num_drafts=self.num_drafts + other.num_drafts,
+            num_draft_tokens=self.num_draft_tokens + other.num_draft_tokens,
+            num_accepted_tokens=self.num_accepted_tokens + other.num_accepted_tokens,
+            num_accepted_tokens_per_pos=tuple(ours + theirs for ours, theirs in per_pos),
+        )
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> Counters:
+        """What `dataclasses.asdict` gave, by way of JSON or not."""
+        per_pos = tuple(fields["num_accepted_tokens_per_pos"])
+        return cls(**{**fields, "num_accepted_tokens_per_pos": per_pos})

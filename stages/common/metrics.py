@@ -85,8 +85,8 @@ def step_ms(
 ) -> dict[str, float] | None:
     """Means over the engine's steps; `other` is the scheduler and all else: the wall time that is left.
 
-    `stats` are the plugin's; `forward_ms` is Runner.explain's, for the baseline. None for stock speculation,
-    which offers no seam to time.
+    `stats` are the plugin's; `forward_ms` is measured.explain's, for the baseline. None for stock
+    speculation, which offers no seam to time.
     """
     step = wall_time_s * 1e3 / num_steps
     if stats is not None:

@@ -26,7 +26,7 @@ from stages.common.params import Params
 from treespec.tree import TokenTree
 
 NO_DRAFT = "none"  # as in treespec.vllm_plugin.requests, which imports vLLM
-EXPLAINED = ("top2_gap", "runner_up_ids")  # columns that Runner.explain fills
+EXPLAINED = ("top2_gap", "runner_up_ids")  # columns that explaining fills
 
 
 @dataclass(frozen=True)
@@ -87,22 +87,22 @@ class Runner:
         if count:
             self.run(0, "warm-up", temperature=temperature, indices=range(count), tree=tree)
 
-    def explain(self, first: Pass) -> float:
+    def explain(self, first: Pass) -> dict[str, Any]:
         """An uncounted pass like the baseline's `first`, with the forward timer.
 
-        Of a greedy one it fills `top2_gap` and `runner_up_ids`, by which a later divergence can be told from
-        a near-tie. Returns the mean milliseconds of a forward pass.
+        Of a greedy one `noted` has each request's `top2_gap` and `runner_up_ids`, by which a later divergence
+        can be told from a near-tie. And the sum of the forward passes' seconds, and how many they were.
         """
         temperature = first.requests[0]["temperature"]
         logprobs = 2 if temperature == 0 else None
         title = f"uncounted: {'top-2 gaps and ' if logprobs else ''}forward times"
+        indices = [request["prompt_index"] for request in first.requests]
         self.llm.collective_rpc("start_forward_timer")
-        explained = self.run(first.repeat, title, temperature=temperature, logprobs=logprobs)
+        explained = self.run(first.repeat, title, temperature=temperature, indices=indices, logprobs=logprobs)
         seconds = self.llm.collective_rpc("stop_forward_timer")[0]
-        if logprobs:
-            for request, other in zip(first.requests, explained.requests, strict=True):
-                _note_runners_up(request, other)
-        return float(np.mean(seconds)) * 1e3
+        pairs = zip(first.requests, explained.requests, strict=True)
+        noted = [runners_up(request, other) if logprobs else {} for request, other in pairs]
+        return {"noted": noted, "forward_s": sum(seconds), "num_forwards": len(seconds)}
 
     def _options(
         self,
@@ -186,19 +186,22 @@ def until_stop(
     return kept
 
 
-def _note_runners_up(request: dict[str, Any], explained: dict[str, Any]) -> None:
+def runners_up(request: dict[str, Any], explained: dict[str, Any]) -> dict[str, list]:
     """By position: how far the best two tokens lie apart, and the better one that was not taken.
 
     As far as both passes say the same, and at their first difference, if any; beyond it is another text.
     """
+    gaps: list[float] = []
+    others: list[int] = []
     for taken, other, candidates in zip(
         request["output_token_ids"], explained["output_token_ids"], explained["logprobs"], strict=False
     ):
         best, second = sorted(candidates.items(), key=lambda item: -item[1].logprob)[:2]
-        request["top2_gap"].append(best[1].logprob - second[1].logprob)
-        request["runner_up_ids"].append(second[0] if best[0] == taken else best[0])
+        gaps.append(best[1].logprob - second[1].logprob)
+        others.append(second[0] if best[0] == taken else best[0])
         if taken != other:
             break
+    return {"top2_gap": gaps, "runner_up_ids": others}
 
 
 def write_requests(passes: Sequence[Pass], path: Path, more: Sequence[str] = ()) -> None:
