@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import os
 import platform
@@ -33,6 +34,15 @@ def describe_machine(device: str, environment: Mapping[str, str] = os.environ) -
         "image_digest": environment.get("TREESPEC_IMAGE_DIGEST") or None,
         "platform": f"{platform.system()}-{platform.machine()}",
     }
+
+
+def host_id() -> str | None:
+    """Tells this host, since it was booted, from every other and says no more; alike in its containers."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_bytes()
+    except OSError:
+        return None
+    return hashlib.sha256(boot).hexdigest()[:12]
 
 
 def _device(device: str) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from stages.common import gsm8k
+from stages.common.environment import host_id
 from stages.common.params import Params
 
 
@@ -58,6 +59,8 @@ class Inputs:
             "models": {role: model["reference"] for role, model in self.manifest.items()},
             "probe": probes,
             "environment": self.environment,
+            "host": host_id(),
+            "measured_at": probes["before"]["when"],
             "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
         }
 

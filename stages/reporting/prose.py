@@ -9,6 +9,7 @@ from stages.reporting.analysis import Analysis
 from stages.reporting.arm_result import ArmResult
 from stages.reporting.lossless import ERROR_RATE, TOLERANCE
 from stages.reporting.predicted import median_error
+from stages.reporting.provenance import provenance
 from stages.reporting.schema import ModelFacts
 from stages.reporting.statistics import FEW_PROMPTS
 from stages.reporting.verdict import crossing
@@ -229,8 +230,7 @@ def facts(analysis: Analysis) -> list[tuple[str, str]]:
             f"expanded for few prompts, seed {analysis.bootstrap.seed}; {arms}",
         ),
     ]
-    finished = sorted(arm.metrics.finished_at for arm in run.arms.values() if arm.metrics.finished_at)
-    return [*known, ("Measured", f"{finished[0]} to {finished[-1]}")] if finished else known
+    return [*known, *provenance(run)]
 
 
 def _sources(analysis: Analysis) -> list[str]:

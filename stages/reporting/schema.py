@@ -72,6 +72,13 @@ class Timing(Part):
     time_per_token_ms: float | None = None
 
 
+class Resumed(Part):
+    """Of a run that died and went on: parts measured, and how many of them before it died."""
+
+    pieces: int
+    from_journal: int
+
+
 class Metrics(Figures):
     """metrics.json of one arm, by the contract of the numbers; the figures are of the first temperature."""
 
@@ -87,7 +94,10 @@ class Metrics(Figures):
     at_temperature: dict[float, Figures] = {}
     control: Timing | None = None  # an undrafted pass in the arm's own engine, at its end
     probe: Probes | None = None
+    measured_at: str | None = None  # when it began
     finished_at: str | None = None
+    host: str | None = None
+    resumed: Resumed | None = None
     vllm_version: str | None = None
     prompt_format: str | None = None
 
