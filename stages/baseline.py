@@ -19,7 +19,7 @@ def main() -> None:
     params = options.read_params(arguments)
     arm = Arm.baseline(options.only_batch_size(params))
     plan = arm.plan(params)
-    inputs = options.read_inputs(arguments, params, with_draft=False)
+    inputs = options.read_inputs(arguments, params, plan, with_draft=False)
     summary.show(run_arm(params, arm, plan, inputs, arguments.results))
 
 

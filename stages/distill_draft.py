@@ -25,7 +25,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stages.common.errors import UserError, run_cli
+from stages.common.errors import Parser, UserError, run_cli
 from stages.common.params import PARAMS_FILE, Params, load_params, override
 from stages.common.references import Model, resolve
 
@@ -65,7 +65,7 @@ def summary(record: dict[str, Any]) -> str:
 
 
 def _parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m stages.distill_draft",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -53,7 +53,7 @@ def main() -> None:
     else:
         arm = chain_arm(params, size, results)
     plan = arm.plan(params)
-    inputs = options.read_inputs(arguments, params)
+    inputs = options.read_inputs(arguments, params, plan)
     summary.show(run_arm(params, arm, plan, inputs, results))
 
 

@@ -16,7 +16,7 @@ import argparse
 from pathlib import Path
 
 from stages.common.environment import describe_machine
-from stages.common.errors import run_cli
+from stages.common.errors import Parser, run_cli
 from stages.common.files import write_json
 from stages.common.params import PARAMS_FILE, load_params
 from stages.common.probe import measure_probe
@@ -26,7 +26,7 @@ PROBE_FILE = Path("results/probe.json")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m stages.environment",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -23,7 +23,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from stages.common.download import DownloadError, Limits, download
-from stages.common.errors import UserError, run_cli
+from stages.common.errors import Parser, UserError, run_cli
 from stages.common.files import atomic_folder, sha256_of, write_json
 from stages.common.gsm8k import (
     OFFICIAL_FINGERPRINT,
@@ -165,7 +165,7 @@ def _write_parquet(rows: Sequence[Row], path: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m stages.fetch_gsm8k",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

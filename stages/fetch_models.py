@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from stages.common.errors import run_cli
+from stages.common.errors import Parser, run_cli
 from stages.common.files import write_json
 from stages.common.manifest import MODELS_FOLDER, build_manifest
 from stages.common.params import PARAMS_FILE, load_params, override
@@ -23,7 +23,7 @@ MODELS_FILE = Path("results/models.json")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m stages.fetch_models",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

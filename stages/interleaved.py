@@ -58,7 +58,7 @@ def main() -> None:
     else:
         modes = modes_of(params, arguments.results, size)
         plan = EnginePlan.of(params, size, largest_tree(modes))
-        inputs = options.read_inputs(arguments, params)
+        inputs = options.read_inputs(arguments, params, plan)
         shapes = {mode: tree if tree == NO_DRAFT else list(tree.parents) for mode, tree in modes.items()}
         marks = marks_of(params, inputs, [plan.arguments, plan.environment, shapes])
         name = f"interleaved-b{size}"

@@ -53,7 +53,7 @@ def main() -> None:
     elif reason := why_not(params):
         write(folder, {"asked": False, "reason": reason}, [])
     else:
-        inputs = options.read_inputs(arguments, params)
+        inputs = options.read_inputs(arguments, params, None)
         marks = marks_of(params, inputs, "transformers")
         with journal_of(arguments.results, FOLDER, marks) as journal:
             figures, passes = measure(params, inputs, folder, journal)

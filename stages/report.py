@@ -18,7 +18,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from stages.common.errors import UserError, run_cli
+from stages.common.errors import Parser, UserError, run_cli
 from stages.common.files import write_json
 from stages.common.params import PARAMS_FILE, Params, load_params
 from stages.reporting.analysis import analyse
@@ -56,7 +56,7 @@ def build(params: Params, results: Path, report: Path, recommended: Path, consol
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m stages.report",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

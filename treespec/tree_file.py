@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from stages.common.errors import UserError
+from stages.common.errors import Parser, UserError
 from stages.common.files import read_json, write_text
 from treespec.acceptance import RankAcceptance, expected_tokens
 from treespec.cost import CostModel
@@ -96,7 +96,7 @@ def _user_error(field: str, error: Exception, expected: str) -> UserError:
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     methods = "\n".join(f"  {name:9} {meaning}" for name, meaning in METHODS.items())
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m treespec.growth",
         description=f"Grow a token tree and write it to a file.\n\nmethods:\n{methods}",
         epilog="example:\n  python -m treespec.growth --method simulate --nodes 31 --max-depth 12 \\\n"

@@ -44,7 +44,7 @@ class Calibration:
         except FileNotFoundError as error:
             expected = "a calibration; run `python -m stages.calibrate` first"
             raise UserError("calibration", str(error.filename), expected) from error
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise UserError(str(folder), str(error), "what stages.calibrate writes; run it again") from error
 
     @classmethod

@@ -13,7 +13,7 @@ import math
 import os
 import sys
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, entry_points, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -67,7 +67,10 @@ class EnginePlan:
         if engine.device == "cuda":
             arguments["gpu_memory_utilization"] = engine.gpu_memory_utilization
         if tree is not None:
+            _check_depth(tree, engine.max_model_len)
             arguments |= _speculation(params, tree, stock)
+        if uses_plugin:
+            check_plugin()
         _check_devices(params)
         return cls(arguments, _environment(params, uses_plugin), uses_plugin)
 
@@ -77,12 +80,7 @@ class EnginePlan:
         return "engine.enable_prefix_caching" if self.arguments["enable_prefix_caching"] else None
 
     def start(self, target: str, draft: str | None = None) -> Any:
-        """Load the models. Sets the process's environment first, since vLLM reads it on import.
-
-        Raises UserError where a model's config.json names what the plugin cannot run.
-        """
-        if self.uses_plugin:
-            self._check_models(Path(target), Path(draft))
+        """Load the models. Sets the process's environment first, since vLLM reads it on import."""
         os.environ.update(self.environment)
         if self.environment.get("VLLM_ENABLE_V1_MULTIPROCESSING") != "0":
             os.environ["VLLM_RPC_BASE_PATH"] = str(socket_folder())
@@ -93,12 +91,33 @@ class EnginePlan:
             arguments["speculative_config"] = {**arguments["speculative_config"], "model": draft}
         return LLM(**arguments)
 
-    def _check_models(self, target: Path, draft: Path) -> None:
+    def check_models(self, target: Path, draft: str | None) -> None:
+        """Raise UserError for what the plugin cannot run by its config.json; say what a whole draft costs."""
+        if not self.uses_plugin:
+            return
+        draft = Path(draft)
         check_for_plugin("target", target)
         check_for_plugin("draft", draft)
         num_ranks = self.arguments["tensor_parallel_size"]
         if num_ranks > self.arguments["speculative_config"]["draft_tensor_parallel_size"]:
             print(whole_draft_line(target, draft, self.arguments["dtype"], num_ranks), file=sys.stderr)
+
+
+def _check_depth(tree: TokenTree, max_model_len: int) -> None:
+    if tree.depth + 1 >= max_model_len:
+        expected = f"fewer than engine.max_model_len - 1 ({max_model_len - 1})"
+        raise UserError("levels of the tree", tree.depth, expected)
+
+
+def check_plugin() -> None:
+    """Raise UserError unless the plugin that vLLM would load is this project's, installed once."""
+    found = entry_points(group="vllm.general_plugins", name="treespec")
+    values = sorted({entry.value for entry in found})
+    if values != ["treespec.vllm_plugin:register"]:
+        expected = (
+            "treespec.vllm_plugin:register alone: install this project, and nothing that takes its name"
+        )
+        raise UserError("vLLM plugin treespec", values, expected)
 
 
 def _speculation(params: Params, tree: TokenTree, stock: bool) -> dict[str, Any]:
@@ -205,8 +224,11 @@ def _check_devices(params: Params) -> None:
         raise UserError("engine.device", "cuda", "cpu: no GPU was found (docker run needs --gpus all)")
     needed = engine.tensor_parallel_size * engine.pipeline_parallel_size
     if engine.distributed_executor_backend == "mp" and found < needed:
+        stages = engine.pipeline_parallel_size
         raise UserError(
-            "engine.tensor_parallel_size", engine.tensor_parallel_size, f"at most {found} GPUs' worth"
+            "engine.tensor_parallel_size",
+            engine.tensor_parallel_size,
+            f"at most {found // stages}: {found} GPUs are here, for {stages} pipeline stages",
         )
 
 

@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from stages.common.errors import UserError
+
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
@@ -89,6 +91,32 @@ def write_json(path: Path, value: Any) -> None:
 
 def read_json(path: Path) -> Any:
     return json.loads(Path(path).read_text(encoding="utf-8"))
+
+
+def read_object(path: Path, expected: str, field: str | None = None) -> dict[str, Any]:
+    """The JSON object in a file. UserError, naming `field` or the file, and `expected` of it."""
+    try:
+        found = read_json(path)
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(field or str(path), str(error), expected) from error
+    if not isinstance(found, dict):
+        raise UserError(field or str(path), found, expected)
+    return found
+
+
+def require_room(folder: Path, num_bytes: int = 64 << 20) -> None:
+    """Raise UserError unless `folder`, existing or to be made, can be written and its disk has room."""
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise UserError(str(folder), f"{there} is a file", "a folder to write to")
+    try:
+        tempfile.TemporaryFile(dir=there).close()
+    except OSError as error:
+        raise UserError(str(folder), error.strerror, "a folder that can be written") from error
+    free = shutil.disk_usage(there).free
+    if free < num_bytes:
+        expected = f"at least {num_bytes / 2**20:.0f} MiB to write results"
+        raise UserError(f"disk of {folder}", f"{free / 2**20:.0f} MiB free", expected)
 
 
 def sha256_of(path: Path) -> str:

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from stages.common.errors import UserError
 from stages.common.few_shot import EXAMPLES
-from stages.common.files import read_json
+from stages.common.files import read_object
 
 PARQUET_FILE = Path("main/test-00000-of-00001.parquet")
 SOURCE_FILE = Path("source.json")
@@ -47,6 +47,7 @@ def read_parquet(path: Path) -> list[Row]:
 
     try:
         table = pyarrow.parquet.read_table(path, columns=["question", "answer"])
+        table.validate(full=True)  # text that is not UTF-8 among it
     except (OSError, pyarrow.ArrowException) as error:
         raise UserError(str(path), str(error), "a whole parquet file with question and answer") from error
     if table.column_names != ["question", "answer"]:
@@ -58,20 +59,28 @@ def read_parquet(path: Path) -> list[Row]:
 
 
 def load_rows(folder: Path, num_rows: int = NUM_ROWS) -> list[Row]:
-    """The first `num_rows` rows of `folder`/main/test-00000-of-00001.parquet. Raises UserError."""
+    """The first rows of `folder`/main/test-00000-of-00001.parquet, each of them whole. Raises UserError."""
     path = Path(folder) / PARQUET_FILE
     if not path.is_file():
         raise UserError("GSM8K folder", str(folder), f"a folder that holds {PARQUET_FILE}")
     rows = read_parquet(path)
     if num_rows > len(rows):
         raise UserError("dataset.num_prompts", num_rows, f"at most the {len(rows)} rows of {path}")
+    for index, row in enumerate(rows[:num_rows]):
+        _check_row(row, f"{path}: row {index}")
     return rows[:num_rows]
 
 
 def dataset_source(folder: Path) -> str:
     """What the metrics call the data: as fetch_gsm8k recorded it, or the folder itself."""
     path = Path(folder) / SOURCE_FILE
-    return read_json(path)["source"] if path.is_file() else f"path:{folder}"
+    if not path.is_file():
+        return f"path:{folder}"
+    expected = "what stages.fetch_gsm8k writes: an object with the text 'source'"
+    source = read_object(path, expected).get("source")
+    if not isinstance(source, str):
+        raise UserError(f"{path}: source", source, expected)
+    return source
 
 
 def fingerprint(rows: Iterable[Row]) -> str:
@@ -86,11 +95,15 @@ def fingerprint(rows: Iterable[Row]) -> str:
 def check_rows(rows: Sequence[Row], where: str) -> None:
     """Raise UserError unless there are 1,319 rows of non-empty texts, every answer ending in a number."""
     for index, row in enumerate(rows):
-        if not all(isinstance(text, str) and text.strip() for text in row):
-            raise UserError(f"{where}: row {index}", tuple(row), "a question and an answer")
-        official_answer(row.answer, f"{where}: row {index}")
+        _check_row(row, f"{where}: row {index}")
     if len(rows) != NUM_ROWS:
         raise UserError(where, f"{len(rows)} rows", f"{NUM_ROWS}")
+
+
+def _check_row(row: Row, where: str) -> None:
+    if not all(isinstance(text, str) and text.strip() for text in row):
+        raise UserError(where, tuple(row), "a question and an answer")
+    official_answer(row.answer, where)
 
 
 def build_prompts(rows: Iterable[Row], tokenizer: Any, prompt_format: str) -> list[list[int]]:
@@ -127,6 +140,13 @@ def check_lengths(prompts: Sequence[Sequence[int]], max_tokens: int, max_model_l
     if longest + max_tokens > max_model_len:
         expected = f"at least {longest + max_tokens}: a prompt of {longest} and sampling.max_tokens"
         raise UserError("engine.max_model_len", max_model_len, expected)
+
+
+def check_tokens(prompts: Sequence[Sequence[int]], vocab_size: int) -> None:
+    """Raise UserError where a prompt holds a token that the model does not know."""
+    largest = max(map(max, prompts))
+    if largest >= vocab_size:
+        raise UserError("models.target: tokenizer", largest, f"token ids below {vocab_size}, its vocab_size")
 
 
 def official_answer(answer: str, where: str = "answer") -> str:

@@ -12,6 +12,7 @@ from typing import Any
 
 from stages.common import gsm8k
 from stages.common.environment import host_id
+from stages.common.errors import UserError
 from stages.common.params import Params
 
 
@@ -33,9 +34,16 @@ class Inputs:
         from transformers import AutoTokenizer
 
         trusted = params.models.target in params.models.trust_remote_code
-        tokenizer = AutoTokenizer.from_pretrained(self.path("target"), trust_remote_code=trusted)
-        prompts = gsm8k.build_prompts(self.rows, tokenizer, params.dataset.prompt_format)
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(self.path("target"), trust_remote_code=trusted)
+            prompts = gsm8k.build_prompts(self.rows, tokenizer, params.dataset.prompt_format)
+        except UserError:
+            raise
+        except Exception as error:  # the tokenizers library raises no other kind; templates raise Jinja's own
+            line = f"{type(error).__name__}: {error}"
+            raise UserError("models.target: tokenizer", line, "one that reads the questions") from error
         gsm8k.check_lengths(prompts, params.sampling.max_tokens, params.engine.max_model_len)
+        gsm8k.check_tokens(prompts, self.manifest["target"]["vocab_size"])
         return tokenizer, prompts
 
     def head(self, params: Params, max_num_seqs: int) -> dict[str, Any]:

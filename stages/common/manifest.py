@@ -8,6 +8,7 @@ from typing import Any
 
 from stages.common.errors import UserError
 from stages.common.files import read_json, sha256_of
+from stages.common.model_limits import check_context
 from stages.common.params import Engine, Models
 from stages.common.references import Model, distilled, prune, resolve, vocabulary
 
@@ -25,6 +26,7 @@ def build_manifest(
     """
     target = resolve(models.target, folder, models.sha256, models.target in models.trust_remote_code)
     check_tensor_parallel("engine.tensor_parallel_size", target, engine.tensor_parallel_size)
+    check_context("target", target.reference, target.config, engine.max_model_len)
     if not with_draft:
         check_memory(target, None, engine)
         return {"target": describe(target, engine.dtype)}
@@ -35,6 +37,7 @@ def build_manifest(
         draft = resolve(models.draft, folder, models.sha256, models.draft in models.trust_remote_code)
     check_vocabularies(target, draft)
     check_tensor_parallel("engine.draft_tensor_parallel_size", draft, engine.draft_tensor_parallel_size)
+    check_context("draft", draft.reference, draft.config, engine.max_model_len)
     check_memory(target, draft, engine)
     return {"target": describe(target, engine.dtype), "draft": describe(draft, engine.dtype)}
 

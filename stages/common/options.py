@@ -3,19 +3,20 @@
 flags = parser("stages.baseline", __doc__)
 arguments = flags.parse_args()
 params = read_params(arguments)
-inputs = read_inputs(arguments, params)
+inputs = read_inputs(arguments, params, plan)
 """
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from stages.common import gsm8k
+from stages.common.engine import EnginePlan
 from stages.common.environment import describe_machine
-from stages.common.errors import UserError
-from stages.common.files import read_json
+from stages.common.errors import Parser, UserError
+from stages.common.files import read_object, require_room
 from stages.common.inputs import Inputs
 from stages.common.manifest import build_manifest
 from stages.common.params import PARAMS_FILE, Params, load_params, override
@@ -24,15 +25,9 @@ DATA_FOLDER = Path("data/gsm8k")
 RESULTS_FOLDER = Path("results")
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        """One line, as for any other mistake, instead of the usage."""
-        self.exit(2, f"error: {message}; see --help\n")
-
-
 def plain_parser(program: str, description: str) -> argparse.ArgumentParser:
     """A parser with the two flags that every stage has."""
-    flags = _Parser(
+    flags = Parser(
         prog=f"python -m {program}",
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -114,20 +109,35 @@ def read_params(arguments: argparse.Namespace, more: dict[str, Any] | None = Non
     )
 
 
-def read_inputs(arguments: argparse.Namespace, params: Params, with_draft: bool = True) -> Inputs:
+def read_inputs(
+    arguments: argparse.Namespace, params: Params, plan: EnginePlan | None, with_draft: bool = True
+) -> Inputs:
     """What the stages before have written; models that they have not prepared are resolved here and now.
 
-    The machine is described anew: results/environment.json may have come with a clone, from another one.
+    UserError for whatever `plan`'s engine would stumble over, and where there is no room for results. The
+    machine is described anew: results/environment.json may have come with a clone, from another one.
     """
+    require_room(arguments.results)
     rows = gsm8k.load_rows(arguments.gsm8k, params.dataset.num_prompts)
     manifest_file = arguments.results / "models.json"
-    manifest = read_json(manifest_file) if manifest_file.is_file() else {}
+    manifest = {}
+    if manifest_file.is_file():
+        manifest = read_object(manifest_file, "what stages.fetch_models writes; run it again")
     for role in ("target", "draft") if with_draft else ("target",):
-        prepared = manifest.get(role, {"reference": None})
-        if prepared["reference"] != getattr(params.models, role) or not Path(prepared["path"]).is_dir():
+        if not _is_prepared(manifest.get(role), getattr(params.models, role)):
             manifest = build_manifest(params.models, params.engine, with_draft=with_draft)
     source = gsm8k.dataset_source(arguments.gsm8k)
-    return Inputs(manifest, describe_machine(params.engine.device), rows, source)
+    inputs = Inputs(manifest, describe_machine(params.engine.device), rows, source)
+    if plan is not None:
+        plan.check_models(Path(inputs.path("target")), inputs.path("draft"))
+    return inputs
+
+
+def _is_prepared(entry: Any, reference: str) -> bool:
+    """Whether an entry of the manifest is of the model that is asked for, which is still there."""
+    if not isinstance(entry, dict) or entry.get("reference") != reference:
+        return False
+    return Path(str(entry.get("path"))).is_dir()
 
 
 def only_batch_size(params: Params) -> int:

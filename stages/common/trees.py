@@ -51,5 +51,5 @@ def _chosen(field: str, name: str, file: Path, flags: str) -> TokenTree:
         raise UserError(field, name, f"{file}: run `python -m stages.grow_tree {flags}` first")
     try:
         return TokenTree.from_file(file)
-    except (ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(str(file), str(error), "what stages.grow_tree writes") from error

@@ -31,7 +31,7 @@ def read_mapping(path: Path) -> dict[str, Any]:
         loader = _UniqueKeyLoader(text)
         loader.name = str(path)
         raw = loader.get_single_data()
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # the latter: no date, too long or too deep
         raise UserError(str(path), " ".join(str(error).split()), "valid YAML") from error
     if not isinstance(raw, dict):
         raise UserError(str(path), type(raw).__name__, "a mapping of blocks")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -9,7 +10,19 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 from stages.common.errors import UserError
 
 FromList = BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)
-Number = Annotated[float, BeforeValidator(lambda value: float(value) if type(value) is int else value)]
+
+
+def _as_float(value: object) -> object:
+    """A whole number as the float that it stands for; one beyond all floats as infinity, which is refused."""
+    if type(value) is not int:
+        return value
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf
+
+
+Number = Annotated[float, BeforeValidator(_as_float)]
 PositiveInt = Annotated[int, Field(ge=1)]
 Shape = Annotated[tuple[Annotated[int, Field(ge=0)], ...], FromList, Field(min_length=1)]
 

@@ -35,7 +35,8 @@ def test_models_that_number_their_tokens_differently_are_refused(target_folder, 
 
 
 def engine(**changes) -> Engine:
-    return Engine.model_validate({**load_params(ROOT / "params.yaml").engine.model_dump(), **changes})
+    standing = load_params(ROOT / "params.yaml").engine.model_dump() | {"max_model_len": 256}
+    return Engine.model_validate({**standing, **changes})
 
 
 def test_too_little_memory_and_uneven_heads_are_refused(target_folder):

@@ -9,7 +9,7 @@ import pytest
 
 from stages.common import engine
 from stages.common.errors import UserError
-from stages.common.model_limits import check_for_plugin, kv_bytes, whole_draft_line
+from stages.common.model_limits import check_context, check_for_plugin, kv_bytes, whole_draft_line
 from stages.common.params import load_params, override
 
 LLAMA = {"num_hidden_layers": 2, "num_attention_heads": 8, "num_key_value_heads": 4, "hidden_size": 64}
@@ -62,3 +62,29 @@ def test_ranks_share_the_cpus_where_there_are_too_few_numa_nodes(monkeypatch):
     assert bound[0] == "128,129"
     assert len(bound) == 64
     assert engine._cpu_threads(1) == {}
+
+
+@pytest.mark.parametrize(
+    ("config", "longest"),
+    [
+        ({}, None),
+        ({"max_position_embeddings": 256}, 256),
+        ({"max_position_embeddings": 256, "rope_scaling": None}, 256),
+        (
+            {"max_position_embeddings": 256, "rope_parameters": {"rope_type": "default", "rope_theta": 1e4}},
+            256,
+        ),
+        ({"max_position_embeddings": 256, "rope_scaling": {"rope_type": "linear", "factor": 2.0}}, None),
+        (
+            {"max_position_embeddings": 256, "rope_parameters": {"full_attention": {"rope_type": "yarn"}}},
+            None,
+        ),
+    ],
+)
+def test_a_sequence_must_not_outgrow_the_positions_unless_they_are_scaled(config, longest):
+    check_context("target", "path:x", config, longest or 1 << 20)
+    if longest:
+        with pytest.raises(
+            UserError, match=r"engine\.max_model_len: 257; expected at most 256, the max_posit"
+        ):
+            check_context("target", "path:x", config, 257)
