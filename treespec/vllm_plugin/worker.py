@@ -46,6 +46,12 @@ def check_config(config: VllmConfig) -> None:
             raise ValueError(
                 f"treespec: {role} {model.model}: sliding window {model.get_sliding_window()}; expected none"
             )
+    draft, longest = speculative.draft_model_config, config.model_config.max_model_len
+    if draft.max_model_len < longest:
+        raise ValueError(
+            f"treespec: draft {draft.model}: {draft.max_model_len} positions; "
+            f"expected at least the target's {longest}"
+        )
     if config.lora_config is not None:
         raise ValueError("treespec: lora_config; expected none")
 
