@@ -1,7 +1,8 @@
 """One measured arm: load, warm up, run the prompts `repeats` times, write what happened.
 
     results/<arm>/<key>/metrics.json      the contract of the numbers (README)
-    results/<arm>/<key>/requests.parquet  one row a request and repeat, token ids included
+    results/<arm>/<key>/requests.parquet  one row a request and repeat, token ids included; a drafted arm's
+                                          `mode` tells its control ("none") from the rest ("drafted")
 
     results/<arm>/<key>/failed.json       instead of both, where it failed while running
 
@@ -67,7 +68,7 @@ class Session:
     """All that one engine was asked."""
 
     measured: list[Measured]  # by temperature, in params' order
-    forward_ms: float | None  # the baseline's mean forward pass
+    forward_share: float | None  # of the baseline's time
     control: Pass | None  # the plugin's engine, undrafted, at the end
 
 
@@ -86,9 +87,10 @@ def run_arm(params: Params, arm: Arm, plan: EnginePlan, inputs: Inputs, results:
         figures = _figures(params, arm, inputs, session, probes)
         figures |= {"marks": marks, "resumed": journal.resumed}
         passes = [one for measured in session.measured for one in measured.passes]
+        passes += [session.control] if session.control else []
         with atomic_folder(target) as folder:
             write_json(folder / "metrics.json", figures)
-            write_requests(passes, folder / "requests.parquet", () if arm.tree else EXPLAINED)
+            write_requests(passes, folder / "requests.parquet", ("mode",) if arm.tree else EXPLAINED)
     return figures
 
 
@@ -145,7 +147,7 @@ def _figures(
 ) -> dict[str, Any]:
     """metrics.json."""
     first, *others = (
-        _figures_at(params, arm, inputs, measured, session.forward_ms, probes)
+        _figures_at(params, arm, inputs, measured, session.forward_share, probes)
         for measured in session.measured
     )
     control = {} if session.control is None else {"control": _control(session)}
@@ -166,7 +168,7 @@ def _figures_at(
     arm: Arm,
     inputs: Inputs,
     measured: Measured,
-    forward_ms: float | None,
+    forward_share: float | None,
     probes: dict[str, Any],
 ) -> dict[str, Any]:
     """What depends on the passes."""
@@ -178,7 +180,7 @@ def _figures_at(
         **times,
         "num_steps": counters.num_steps,
         "speculation": metrics.speculation(arm.tree, arm.tree_name, counters, stats) if arm.tree else None,
-        "step_ms": metrics.step_ms(wall, counters.num_steps, stats, forward_ms),
+        "step_ms": metrics.step_ms(wall, counters.num_steps, stats, forward_share),
         "plugin": {"acted": stats["num_verified_trees"] > 0, **stats} if stats else None,
         "roofline_share": _roofline_share(params, arm, inputs, measured, probes, wall),
     }

@@ -99,12 +99,12 @@ def total(stats: Sequence[Any]) -> Any:
 
 
 def explain(runner: Runner, journal: Journal, first: Pass, max_num_seqs: int) -> float:
-    """Fill the runners-up of the baseline's `first`, part by part; mean milliseconds of a forward pass."""
-    seconds, count = 0.0, 0
+    """Fill the runners-up of the baseline's `first`, part by part; the share of the time that forwards took."""
+    forwards = whole = 0.0
     for number, indices in enumerate(parts_of(len(first.requests), max_num_seqs)):
         part = Pass(first.repeat, 0.0, [first.requests[index] for index in indices])
         found = journal.once(f"explained, part {number + 1}", partial(runner.explain, part))
         for request, noted in zip(part.requests, found["noted"], strict=True):
             request |= noted
-        seconds, count = seconds + found["forward_s"], count + found["num_forwards"]
-    return seconds * 1e3 / count
+        forwards, whole = forwards + found["forward_s"], whole + found["wall_time_s"]
+    return forwards / whole

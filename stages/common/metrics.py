@@ -81,19 +81,19 @@ def speculation(
 
 
 def step_ms(
-    wall_time_s: float, num_steps: int, stats: dict[str, Any] | None, forward_ms: float | None
+    wall_time_s: float, num_steps: int, stats: dict[str, Any] | None, forward_share: float | None
 ) -> dict[str, float] | None:
     """Means over the engine's steps; `other` is the scheduler and all else: the wall time that is left.
 
-    `stats` are the plugin's; `forward_ms` is measured.explain's, for the baseline. None for stock
+    `stats` are the plugin's; `forward_share` is measured.explain's, for the baseline. None for stock
     speculation, which offers no seam to time.
     """
     step = wall_time_s * 1e3 / num_steps
     if stats is not None:
         parts = {part: total / num_steps for part, total in stats["total_ms"].items()}
         del parts["draft_choose"]  # the harness's own work: it belongs to what is left
-    elif forward_ms is not None:  # of another pass: a machine that was slower then must not leave less than 0
-        parts = {"target_forward": min(forward_ms, step)}
+    elif forward_share is not None:  # of another pass, whose times may be those of a slower machine
+        parts = {"target_forward": forward_share * step}
     else:
         return None
     return {**parts, "other": step - sum(parts.values())}

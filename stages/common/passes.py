@@ -26,6 +26,7 @@ from stages.common.params import Params
 from treespec.tree import TokenTree
 
 NO_DRAFT = "none"  # as in treespec.vllm_plugin.requests, which imports vLLM
+DRAFTED = "drafted"  # the mode of what is not NO_DRAFT
 EXPLAINED = ("top2_gap", "runner_up_ids")  # columns that explaining fills
 
 
@@ -79,7 +80,8 @@ class Runner:
         outputs = self.llm.generate(prompts, options, use_tqdm=title is not None)
         wall = time.perf_counter() - started
         rows = [self._row(index, repeat, output) for index, output in zip(indices, outputs, strict=True)]
-        return Pass(repeat, wall, [row | {"temperature": temperature} for row in rows])
+        mode = NO_DRAFT if tree == NO_DRAFT else DRAFTED
+        return Pass(repeat, wall, [row | {"temperature": temperature, "mode": mode} for row in rows])
 
     def warm_up(self, temperature: float | None = None, tree: TokenTree | str | None = None) -> None:
         """The first measure.warmup_prompts prompts, outside the clock."""
@@ -91,7 +93,7 @@ class Runner:
         """An uncounted pass like the baseline's `first`, with the forward timer.
 
         Of a greedy one `noted` has each request's `top2_gap` and `runner_up_ids`, by which a later divergence
-        can be told from a near-tie. And the sum of the forward passes' seconds, and how many they were.
+        can be told from a near-tie. And the seconds of the forward passes, and of the whole.
         """
         temperature = first.requests[0]["temperature"]
         logprobs = 2 if temperature == 0 else None
@@ -102,7 +104,7 @@ class Runner:
         seconds = self.llm.collective_rpc("stop_forward_timer")[0]
         pairs = zip(first.requests, explained.requests, strict=True)
         noted = [runners_up(request, other) if logprobs else {} for request, other in pairs]
-        return {"noted": noted, "forward_s": sum(seconds), "num_forwards": len(seconds)}
+        return {"noted": noted, "forward_s": sum(seconds), "wall_time_s": explained.wall_time_s}
 
     def _options(
         self,

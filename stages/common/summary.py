@@ -11,17 +11,21 @@ BAR_WIDTH = 40
 
 
 def show(metrics: dict[str, Any], console: Console | None = None) -> None:
-    """Print one arm's metrics for people."""
+    """Print one arm's metrics for people, at every temperature."""
     console = console or Console(highlight=False)
-    table = Table(title=f"{metrics['arm']} {metrics['key']}", show_header=False, title_justify="left")
-    for name, value in _lines(metrics):
-        table.add_row(name, value)
-    console.print(table)
-    speculation = metrics["speculation"]
-    if speculation:
-        console.print("acceptance by position, of all drafts")
-        for position, rate in speculation["acceptance_rate_per_position"].items():
-            console.print(f"{position:>4} {bar(rate or 0.0)} {rate or 0.0:.3f}")
+    figures = {str(metrics["temperature"]): metrics, **metrics["at_temperature"]}
+    for degree, own in figures.items():
+        title = f"{metrics['arm']} {metrics['key']}, temperature {float(degree):g}"
+        table = Table(title=title, show_header=False, title_justify="left")
+        for name, value in [*_head(metrics), *_lines(own)]:
+            table.add_row(name, value)
+        console.print(table)
+        if own["speculation"]:
+            console.print("acceptance by position, of all drafts")
+            for position, rate in own["speculation"]["acceptance_rate_per_position"].items():
+                console.print(f"{position:>4} {bar(rate or 0.0)} {rate or 0.0:.3f}")
+    if control := metrics.get("control"):
+        console.print(f"undrafted, in the same engine: {control['time_per_token_ms']:.2f} ms a token")
 
 
 def bar(share: float, width: int = BAR_WIDTH) -> str:
@@ -30,10 +34,16 @@ def bar(share: float, width: int = BAR_WIDTH) -> str:
     return "█" * filled + "·" * (width - filled)
 
 
-def _lines(metrics: dict[str, Any]) -> list[tuple[str, str]]:
-    lines = [
+def _head(metrics: dict[str, Any]) -> list[tuple[str, str]]:
+    return [
         ("device", f"{metrics['device']}, {metrics['dtype']}, max_num_seqs {metrics['max_num_seqs']}"),
         ("data", f"{metrics['num_prompts']} prompts x {metrics['repeats']}, {metrics['dataset_source']}"),
+    ]
+
+
+def _lines(metrics: dict[str, Any]) -> list[tuple[str, str]]:
+    """What depends on the passes of one temperature."""
+    lines = [
         ("time per token", f"{metrics['time_per_token_ms']:.2f} ms"),
         ("throughput", f"{metrics['throughput_tokens_per_s']:.1f} tokens/s"),
         *((name[:-3].upper(), _spread(metrics[name])) for name in ("ttft_ms", "tpot_ms", "e2e_ms")),

@@ -68,7 +68,7 @@ REQUEST_COLUMNS = {
 EXPLAINED = {"top2_gap": "list<element: float>", "runner_up_ids": "list<element: int32>"}
 
 
-MEASURED = {"baseline@2", "chain@2-2", "tree@fork-2", "interleaved@2"}
+MEASURED = {"baseline@2", "chain@2-2", "tree@fork-2", "baseline_again@2", "interleaved@2"}
 
 
 @pytest.fixture(scope="module")
@@ -139,8 +139,9 @@ def test_metrics_keep_their_contract(project: Path, arm: str) -> None:
 def test_requests_keep_their_contract(project: Path, arm: str) -> None:
     schema = pyarrow.parquet.read_schema(project / "results" / arm / "requests.parquet")
     explained = EXPLAINED if arm.startswith("baseline") else {}
-    assert {field.name: str(field.type) for field in schema} == REQUEST_COLUMNS | explained
-    rows = read_requests(project, arm)
+    more = explained or {"mode": "string"}
+    assert {field.name: str(field.type) for field in schema} == REQUEST_COLUMNS | more
+    rows = read_requests(project, arm) if explained else read_requests(project, arm, mode="drafted")
     assert [(row["temperature"], row["prompt_index"]) for row in rows] == list(product(TEMPERATURES, [0, 1]))
     for row in rows:
         assert row["num_output_tokens"] == len(row["output_token_ids"]) == MAX_TOKENS
@@ -157,9 +158,24 @@ def test_speculation_acts_and_changes_no_token(project: Path, arm: str) -> None:
     assert metrics["plugin"]["acted"]
     assert 0 < metrics["speculation"]["num_accepted_tokens"] < metrics["speculation"]["num_draft_tokens"]
     assert metrics["num_steps"] < MAX_TOKENS
-    ours, theirs = (read_requests(project, one, temperature=0.0) for one in (arm, "baseline/b2"))
-    assert [row["output_token_ids"] for row in ours] == [row["output_token_ids"] for row in theirs]
+    theirs = [row["output_token_ids"] for row in read_requests(project, "baseline/b2", temperature=0.0)]
+    for mode in ("drafted", "none"):  # the arm, its control
+        ours = read_requests(project, arm, temperature=0.0, mode=mode)
+        assert [row["output_token_ids"] for row in ours] == theirs
     assert metrics["control"]["same_as_none"] == 1
+
+
+def test_the_baseline_is_measured_again_when_all_arms_are_done(project: Path) -> None:
+    again = read_strict(project / "results/baseline_again/b2/metrics.json")
+    last = max(read_strict(project / "results" / arm / "metrics.json")["finished_at"] for arm in ARMS)
+    assert again["probe"]["before"]["when"] >= last
+    first = read_requests(project, "baseline/b2", temperature=0.0)
+    assert [row["output_token_ids"] for row in read_requests(project, "baseline_again/b2")] == [
+        row["output_token_ids"] for row in first
+    ]
+    drift = read_strict(project / "results/summary.json")["drift"]
+    assert (drift["num_engines"], drift["degrees_of_freedom"]) == (4, 3)
+    assert drift["factor"] > 1
 
 
 def test_interleaved_modes_are_each_others_control(project: Path) -> None:
@@ -169,6 +185,11 @@ def test_interleaved_modes_are_each_others_control(project: Path) -> None:
     for mode in metrics["modes"]:
         ours = read_requests(project, "interleaved/b2", mode=mode)
         assert [row["output_token_ids"] for row in ours] == theirs
+    side = read_strict(project / "results/summary.json")["interleaved"]["b2"]
+    assert set(side["arms"]) == {"chain-k2-b2", "tree-fork-b2"}
+    assert all(arm["speedup_low"] <= arm["speedup"] <= arm["speedup_high"] for arm in side["arms"].values())
+    stated = f"the undrafted mode takes {side['none_over_baseline']:.2f}× the stock baseline's time per token"
+    assert stated in (project / "report/report.md").read_text(encoding="utf-8")
 
 
 def test_the_peer_answers_the_same(project: Path) -> None:
@@ -231,7 +252,13 @@ def test_another_machine_measures_again(project: Path) -> None:
 def test_one_more_k_runs_one_more_arm_as_an_experiment(project: Path) -> None:
     """And the machine is the first one again, whose figures still hold."""
     done = dvc(project, "exp", "run", "-n", "longer", "-S", "speculation.chain.num_speculative_tokens=[2,3]")
-    assert stages_run(done.stdout) == ALWAYS | {"grow_chain@3-2", "chain@3-2", "interleaved@2", "report"}
+    assert stages_run(done.stdout) == ALWAYS | {
+        "grow_chain@3-2",
+        "chain@3-2",
+        "baseline_again@2",
+        "interleaved@2",
+        "report",
+    }
     assert "chain-k3-b2" in read_strict(project / "results/summary.json")["arms"]
     assert "longer" in dvc(project, "exp", "show", "--csv").stdout
     changed = json.loads(dvc(project, "metrics", "diff", "--json").stdout)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections import Counter
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from stages.common.errors import UserError
 from stages.common.failure import failure_noted
-from stages.common.metrics import same_share, totals
+from stages.common.metrics import same_share, step_ms, totals
 from stages.common.passes import NO_DRAFT, Pass
+from stages.common.summary import show
 from stages.interleaved import largest_tree, modes_of, schedule
 from treespec.tree import TokenTree
 
@@ -101,3 +104,29 @@ def test_a_failure_is_named_in_place_of_the_figures(tmp_path, error, line):
         raise error
     assert [path.name for path in folder.iterdir()] == ["failed.json"]
     assert json.loads((folder / "failed.json").read_text()) == {"error": line}
+
+
+def test_the_summary_of_an_arm_shows_every_temperature():
+    spread = {"mean": 1.0, "p50": 1.0, "p99": 2.0}
+    drafted = {"num_drafts": 2, "mean_acceptance_length": 1.5, "draft_efficiency": 0.25}
+    drafted |= {"off_chain_accepted_tokens": 0, "acceptance_rate_per_position": {"1": 0.5}}
+    figures = {
+        **dict.fromkeys(("ttft_ms", "tpot_ms", "e2e_ms"), spread),
+        **{"throughput_tokens_per_s": 50.0, "gsm8k_accuracy": 0.5, "roofline_share": None, "step_ms": None},
+        "speculation": drafted,
+    }
+    head = {"arm": "chain", "key": "k2-b1", "device": "cpu", "dtype": "bfloat16", "dataset_source": "path"}
+    head |= {"max_num_seqs": 1, "num_prompts": 2, "repeats": 1, "temperature": 0.0}
+    cool, hot = figures | {"time_per_token_ms": 11.0}, figures | {"time_per_token_ms": 22.0}
+    control = {"control": {"time_per_token_ms": 33.0}}
+    console = Console(file=io.StringIO(), width=120)
+    show(head | cool | control | {"at_temperature": {"1.0": hot}}, console)
+    shown = console.file.getvalue()
+    assert shown.index("temperature 0") < shown.index("11.00 ms") < shown.index("temperature 1")
+    assert shown.index("temperature 1") < shown.index("22.00 ms") < shown.index("33.00 ms a token")
+    assert shown.count("0.500") == 4  # acceptance and accuracy, twice
+
+
+def test_the_baselines_step_is_split_by_the_share_that_forwards_took():
+    assert step_ms(2.0, 100, None, 0.75) == {"target_forward": 15.0, "other": 5.0}
+    assert step_ms(2.0, 100, None, None) is None
