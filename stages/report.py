@@ -3,8 +3,8 @@
     python -m stages.report                          # results/ by params.yaml -> report/
     python -m stages.report --compare main           # results/summary.json against a git revision's
 
-Reads results/<arm>/<key>/ for every arm that params lists, results/interleaved, peer_transformers and
-calibration as far as params ask for them, environment.json, models.json and probe.json. Writes
+Reads results/<arm>/<key>/ for every arm that params lists, results/baseline_again where it is, interleaved,
+peer_transformers and calibration as far as params ask for them, environment.json and models.json. Writes
 results/summary.json, results/plots/*.csv, report/index.html (one self-contained page), report/report.md,
 report/main.svg and, where an arm is recommended, the params file that adopts it, profiles/recommended.yaml.
 A missing or partial arm is an error and nothing is written; an arm that failed (failed.json) is named in the
@@ -23,11 +23,11 @@ from stages.common.files import write_json
 from stages.common.params import PARAMS_FILE, Params, load_params
 from stages.reporting.analysis import analyse
 from stages.reporting.compare import compare
+from stages.reporting.facts import context_of
 from stages.reporting.figures import draw
 from stages.reporting.load import load_run
 from stages.reporting.page import write_pages
 from stages.reporting.prediction import predict_arms
-from stages.reporting.prose import context_of
 from stages.reporting.recommended import write_recommended
 from stages.reporting.summary import summarise
 from stages.reporting.tables import tables, write_tables

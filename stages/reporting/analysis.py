@@ -5,8 +5,9 @@
     analysis.others[0].temperature            # the same at the other temperatures
 
 The winner is the arm with the highest lower bound of its speedup among those whose output is unchanged. It is
-named only if that bound exceeds 1 and the effect exceeds the machine's own drift; where drift swallows the
-effect of separate engines, the interleaved measurement decides, if there is one.
+named only if that bound exceeds 1. Bounds allow for how far engines of this run disagree about the same
+work (stages.reporting.drift); where that swallows the effect, the interleaved measurement decides, if there
+is one.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from pathlib import Path
 
 from stages.reporting import costs
 from stages.reporting.arm_result import ArmResult, best_of
-from stages.reporting.drift import drift_of, pass_spread
+from stages.reporting.drift import Drift, drift_of, widened
 from stages.reporting.interleaved import Interleaved, compare_interleaved
 from stages.reporting.load import Arm, ArmName, Run
 from stages.reporting.lossless import Losslessness, compare_greedy, compare_sampled
@@ -32,8 +33,9 @@ class Analysis:
     run: Run
     results: dict[str, ArmResult]
     aa_checks: dict[int, Ratio]  # by max_num_seqs
-    baseline_spread: dict[int, float | None]
     bootstrap: Bootstrap
+    machine: costs.Machine
+    drift: Drift | None
     others: tuple[Analysis, ...] = ()
     interleaved: dict[int, Interleaved] = field(default_factory=dict)  # by max_num_seqs
     peer: Peer | None = None
@@ -83,9 +85,19 @@ class Analysis:
             if result is best or not result.may_win or result.name.max_num_seqs != best.name.max_num_seqs:
                 continue
             ratio = ratio_of(per_prompt(result.arm.requests, per_token=True), ours, self.bootstrap)
-            if ratio.contains(1.0):
+            if widened(self.drift, ratio).contains(1.0):
                 near.append(result)
         return near
+
+
+@dataclass(frozen=True)
+class Common:
+    """What every arm at every temperature is judged by."""
+
+    bootstrap: Bootstrap
+    drift: Drift | None
+    machine: costs.Machine
+    num_tests: int
 
 
 def analyse(run: Run, results: Path, predictions: Mapping[str, Ratio] | None = None) -> Analysis:
@@ -99,11 +111,13 @@ def analyse(run: Run, results: Path, predictions: Mapping[str, Ratio] | None = N
     num_tests = sum(bool(name.setting) for name in _names(run)) * sum(
         degree > 0 for degree in params.sampling.temperature
     )
-    main, *others = (_analyse(one, bootstrap, num_tests) for one in (run, *run.others))
+    common = Common(bootstrap, drift_of(run, bootstrap), costs.Machine.of(run), num_tests)
+    drift = common.drift
+    main, *others = (_analyse(one, common) for one in (run, *run.others))
     baselines = {
         result.name.max_num_seqs: result.arm for result in main.results.values() if result.is_baseline
     }
-    sides = compare_interleaved(params, results, baselines, bootstrap)
+    sides = compare_interleaved(params, results, baselines, bootstrap, drift)
     modes = {name: mode.speedup for side in sides.values() for name, mode in side.modes.items()}
     predicted = compare_predictions(run, predictions or {}, bootstrap)
     changed = {result.name.name for one in others for result in one.changed}
@@ -118,41 +132,46 @@ def analyse(run: Run, results: Path, predictions: Mapping[str, Ratio] | None = N
     }
     main = replace(main, results=compared, others=tuple(others), interleaved=sides)
     best = main.best_at(1)
-    return replace(main, peer=compare_peer(params, results, best.arm if best else None, bootstrap))
+    return replace(main, peer=compare_peer(params, results, best.arm if best else None, bootstrap, drift))
 
 
 def _names(run: Run) -> list[ArmName]:
     return [arm.name for arm in run.arms.values()]
 
 
-def _analyse(run: Run, bootstrap: Bootstrap, num_tests: int) -> Analysis:
+def _analyse(run: Run, common: Common) -> Analysis:
     baselines = [arm for arm in run.arms.values() if not arm.name.setting]
-    checks = {arm.name.max_num_seqs: split_repeats(arm.requests, bootstrap) for arm in baselines}
+    checks = {arm.name.max_num_seqs: split_repeats(arm.requests, common.bootstrap) for arm in baselines}
     return Analysis(
         run=run,
-        results={name: _result(run, arm, bootstrap, num_tests) for name, arm in run.arms.items()},
+        results={name: _result(run, arm, common) for name, arm in run.arms.items()},
         aa_checks={batch: ratio for batch, ratio in checks.items() if ratio},
-        baseline_spread={arm.name.max_num_seqs: pass_spread(arm) for arm in baselines},
-        bootstrap=bootstrap,
+        bootstrap=common.bootstrap,
+        drift=common.drift,
+        machine=common.machine,
     )
 
 
-def _result(run: Run, arm: Arm, bootstrap: Bootstrap, num_tests: int) -> ArmResult:
-    baseline = run.baseline_of(arm)
+def _result(run: Run, arm: Arm, common: Common) -> ArmResult:
+    baseline, bootstrap, drift = run.baseline_of(arm), common.bootstrap, common.drift
     reference = None if arm is baseline else baseline
     first = arm.requests[arm.requests["repeat"] == 0]  # one answer a prompt: repeats are not new evidence
+    over_prompts = _ratio(reference, arm, bootstrap, per_token=True)
     return ArmResult(
         arm=arm,
-        speedup=_ratio(reference, arm, bootstrap, per_token=True),
-        latency=_ratio(reference, arm, bootstrap, per_token=False),
+        speedup=widened(drift, over_prompts),
+        over_prompts=over_prompts,
+        latency=widened(drift, _ratio(reference, arm, bootstrap, per_token=False)),
         throughput=_throughput_ratio(reference, arm),
-        losslessness=_losslessness(run, baseline, arm, bootstrap.seed, num_tests),
+        losslessness=_losslessness(run, baseline, arm, bootstrap.seed, common.num_tests),
         accuracy=wilson(int(first["correct"].eq(True).sum()), len(first), bootstrap.confidence),
-        drift=drift_of(reference, arm) if reference else None,
+        undrafted=drift.of(arm.name.name) if drift else None,
+        over_control=_over_control(arm, bootstrap),
         step=costs.step_cost(arm.metrics),
         step_ratio=costs.relative_step_cost(reference.metrics, arm.metrics) if reference else None,
         explained=costs.explained_speedup(reference.metrics, arm.metrics) if reference else None,
-        floor_ms=costs.floor_ms(run, arm),
+        floor=costs.floor_of(run, arm, common.machine),
+        roofline_share=costs.roofline_share(arm, common.machine),
     )
 
 
@@ -160,6 +179,12 @@ def _ratio(baseline: Arm | None, arm: Arm, bootstrap: Bootstrap, per_token: bool
     if baseline is None:
         return None
     return ratio_of(per_prompt(baseline.requests, per_token), per_prompt(arm.requests, per_token), bootstrap)
+
+
+def _over_control(arm: Arm, bootstrap: Bootstrap) -> Ratio | None:
+    if arm.control is None:
+        return None
+    return ratio_of(per_prompt(arm.control, True), per_prompt(arm.requests, True), bootstrap)
 
 
 def _losslessness(run: Run, baseline: Arm | None, arm: Arm, seed: int, num_tests: int) -> Losslessness | None:

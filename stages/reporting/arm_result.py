@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from stages.reporting.costs import StepCost
-from stages.reporting.drift import Drift
+from stages.reporting.costs import Floor, StepCost
+from stages.reporting.drift import Undrafted
 from stages.reporting.load import Arm, ArmName
 from stages.reporting.lossless import Losslessness
 from stages.reporting.predicted import Predicted
@@ -14,19 +14,26 @@ from stages.reporting.statistics import Ratio
 
 @dataclass(frozen=True)
 class ArmResult:
-    """One arm measured against the baseline of its batch size; ratios are None where that one failed."""
+    """One arm measured against the baseline of its batch size; ratios are None where that one failed.
+
+    The intervals of speedup and latency are over prompts and engines, that of over_prompts leaves out how
+    far two engines of this run disagree about the same work.
+    """
 
     arm: Arm
     speedup: Ratio | None
+    over_prompts: Ratio | None
     latency: Ratio | None
     throughput: float | None
     losslessness: Losslessness | None
     accuracy: Ratio
-    drift: Drift | None
+    undrafted: Undrafted | None  # the baseline's work in this arm's engine, or in the baseline's second
+    over_control: Ratio | None  # over the arm's own undrafted pass instead of the stock baseline
     step: StepCost | None
     step_ratio: float | None
     explained: float | None  # the speedup that its own step times and acceptance explain
-    floor_ms: float | None
+    floor: Floor
+    roofline_share: float | None
     interleaved: Ratio | None = None
     predicted: Predicted | None = None
     changed_elsewhere: bool = False  # not lossless at another temperature
@@ -50,9 +57,9 @@ class ArmResult:
 
     @property
     def drifted(self) -> bool:
-        """The machine moved by as much as the arm differs from the baseline."""
-        drift = self.drift.value if self.drift else None
-        return self.speedup is not None and drift is not None and drift >= self.speedup.effect
+        """Over prompts alone it is faster; engines that disagree about the same work leave it open."""
+        over = self.over_prompts.low if self.over_prompts else None
+        return over is not None and over > 1 >= self.speedup.low
 
     @property
     def by_interleaving(self) -> bool:
@@ -66,23 +73,15 @@ class ArmResult:
 
     @property
     def surely_faster(self) -> bool:
-        """May be recommended: output not proven changed, the whole interval above 1, beyond drift."""
+        """May be recommended: output not proven changed, the whole interval above 1, drift allowed for."""
         low = self.evidence.low if self.evidence else None
-        beyond_drift = self.by_interleaving or not self.drifted
-        return self.may_win and low is not None and low > 1 and beyond_drift
-
-    @property
-    def control_speedup(self) -> float | None:
-        """Time per token of the arm's own undrafted pass / of the arm."""
-        metrics = self.arm.metrics
-        control = metrics.control.time_per_token_ms if metrics.control else None
-        return control / metrics.time_per_token_ms if control and metrics.time_per_token_ms else None
+        return self.may_win and low is not None and low > 1
 
     @property
     def floor_share(self) -> float | None:
         """Floor of plain decoding / measured time per token: speculation may exceed 1."""
         measured = self.arm.metrics.time_per_token_ms
-        return self.floor_ms / measured if self.floor_ms and measured else None
+        return self.floor.ms / measured if self.floor.ms and measured else None
 
 
 def best_of(results: list[ArmResult]) -> ArmResult | None:

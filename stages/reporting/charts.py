@@ -20,9 +20,8 @@ PART_WORDS = {
 def speedup(frame: pd.DataFrame, width: int) -> alt.TopLevelMixin:
     """Bars from zero with intervals, a line at 1, a diamond for the prediction; lossy arms in red."""
     wide = width > panels.PHONE
-    frame = frame.assign(lossy=frame["lossless"].map(lambda value: value is False))
-    frame["end"] = frame[["speedup", "high", "predicted"]].astype(float).max(axis=1)
-    frame["tag"] = [_speedup_tag(row, wide) for row in frame.itertuples()]
+    tags = [_speedup_tag(row, wide) for row in frame.itertuples()]
+    frame = panels.bounded(frame).assign(tag=tags, lossy=frame["lossless"].map(lambda value: value is False))
     longest = (max(map(len, frame["tag"])) * 8 + 14) / (width - LABELS - 10)  # the words' share of the width
     x = alt.Scale(domain=[0, max(frame["end"].max(), 1.0) * (1 + longest / (1 - longest))], nice=False)
 
@@ -56,7 +55,7 @@ def speedup(frame: pd.DataFrame, width: int) -> alt.TopLevelMixin:
 
 def _speedup_tag(row, wide: bool) -> str:
     tag = f"{row.speedup:.2f}×"
-    if row.lossy:
+    if row.lossless is False:
         return f"{tag} NOT LOSSLESS" if wide else f"{tag} ✗"
     return f"{tag}  ({row.low:.2f} to {row.high:.2f})" if wide and pd.notna(row.low) else tag
 
@@ -108,7 +107,7 @@ def acceptance(frame: pd.DataFrame, width: int) -> alt.TopLevelMixin:
 
 def temperature(frame: pd.DataFrame, width: int) -> alt.TopLevelMixin:
     """Speedup with its interval, one bar a temperature, panels by batch size; the dashed line is no gain."""
-    frame = frame.assign(end=frame["high"].astype(float).fillna(frame["speedup"].astype(float)))
+    frame = panels.bounded(frame)
     x = alt.Scale(domain=[0, max(frame["end"].max(), 1.0) * 1.08], nice=False)
     count = frame["temperature"].nunique()
 
@@ -132,7 +131,7 @@ def temperature(frame: pd.DataFrame, width: int) -> alt.TopLevelMixin:
 
 def batch(frame: pd.DataFrame, width: int) -> alt.TopLevelMixin:
     """Speedup against the batch size, one panel a setting, all with one axis from zero."""
-    frame = frame.assign(end=frame["high"].astype(float).fillna(frame["speedup"].astype(float)), one=1.0)
+    frame = panels.bounded(frame).assign(one=1.0)
     order = list(dict.fromkeys(frame["label"]))
     columns = panels.columns(width, len(order))
     x = alt.X("max_num_seqs:O", title="max_num_seqs", axis=alt.Axis(labelAngle=0))

@@ -67,19 +67,57 @@ def explained_speedup(baseline: Metrics, arm: Metrics) -> float | None:
     return tokens_per_step(arm) / cost if cost else None
 
 
-def bandwidth_gb_per_s(run: Run, arm: Arm) -> float | None:
-    """Memory bandwidth measured around the arm, else by the environment stage."""
-    around = (arm.metrics.probe.before, arm.metrics.probe.after) if arm.metrics.probe else ()
-    measured = [probe.memory_bandwidth_gb_per_s for probe in around if probe]
-    known = [value for value in measured if value]
-    if known:
-        return sum(known) / len(known)
-    return run.probe.memory_bandwidth_gb_per_s if run.probe else None
+@dataclass(frozen=True)
+class Machine:
+    """The fastest that any probe of the run saw, since a floor must not depend on how busy it was then."""
+
+    bandwidth_gb_per_s: float | None
+    matmul_tflop_per_s: float | None  # in the dtype of the run
+
+    @classmethod
+    def of(cls, run: Run) -> Machine:
+        around = [arm.metrics.probe for arm in run.arms.values() if arm.metrics.probe]
+        probes = [probe for both in around for probe in (both.before, both.after) if probe]
+        bandwidths = [probe.memory_bandwidth_gb_per_s for probe in probes]
+        rates = [probe.matmul_tflop_per_s.get(run.params.engine.dtype) for probe in probes]
+        return cls(*(max(filter(None, found), default=None) for found in (bandwidths, rates)))
 
 
-def floor_ms(run: Run, arm: Arm) -> float | None:
-    """Least time per token without speculation: target weights read once a step, shared by a full batch."""
-    weight_bytes, bandwidth = run.models["target"].weight_bytes, bandwidth_gb_per_s(run, arm)
-    if not weight_bytes or not bandwidth:
+@dataclass(frozen=True)
+class Floor:
+    """Least milliseconds a token without speculation, by each of two limits."""
+
+    memory_ms: float | None
+    matmul_ms: float | None
+
+    @property
+    def ms(self) -> float | None:
+        return max((known for known in (self.memory_ms, self.matmul_ms) if known), default=None)
+
+
+def floor_of(run: Run, arm: Arm, machine: Machine) -> Floor:
+    """A step reads the target's weights once, for a full batch, and multiplies each with every token: 2 FLOP.
+
+    The tensor parallel ranks share both.
+    """
+    target, ranks = run.models["target"], run.params.engine.tensor_parallel_size
+    read = target.pass_bytes or target.weight_bytes
+    memory = matmul = None
+    if read and machine.bandwidth_gb_per_s:
+        memory = read / ranks / (machine.bandwidth_gb_per_s * 1e9) * 1e3 / arm.name.max_num_seqs
+    if read and target.weight_bytes and target.num_parameters and machine.matmul_tflop_per_s:
+        applied = target.num_parameters * read / target.weight_bytes
+        matmul = 2 * applied / ranks / (machine.matmul_tflop_per_s * 1e12) * 1e3
+    return Floor(memory, matmul)
+
+
+def roofline_share(arm: Arm, machine: Machine) -> float | None:
+    """The part of the wall time that only reading weights takes, the draft's forwards included.
+
+    As the arm noted it, by the bandwidth probed before it, brought to the machine's best.
+    """
+    noted, probe = arm.metrics.roofline_share, arm.metrics.probe and arm.metrics.probe.before
+    before = probe.memory_bandwidth_gb_per_s if probe else None
+    if noted is None or not before or not machine.bandwidth_gb_per_s:
         return None
-    return weight_bytes / (bandwidth * 1e9) * 1e3 / arm.name.max_num_seqs
+    return noted * before / machine.bandwidth_gb_per_s

@@ -21,6 +21,7 @@ from stages.reporting.cells import (
     share,
 )
 from stages.reporting.costs import tokens_per_step
+from stages.reporting.drift import pass_spread, probe_spread
 from stages.reporting.lossless import Divergence
 from stages.reporting.statistics import Ratio
 from stages.reporting.words import percent
@@ -164,24 +165,38 @@ def _milliseconds(time: Ratio) -> Cell:
 
 
 def trust(analysis: Analysis) -> Grid:
-    """What moved besides the arm: bandwidth, passes, control; and how much of the hardware is used."""
-    titles = ("Arm=", "Batch", "Effect", "Drift", "Probe", "Passes", "Control", "Floor ms / token")
-    grid = Grid(columns(*titles, "Floor / measured", "Roofline share"))
+    """The stated interval beside its parts, and what moved besides the arm."""
+    titles = ("Arm=", "Batch", "Speedup as stated", "Over prompts alone", "Over its own control")
+    grid = Grid(columns(*titles, "Undrafted / baseline", "Between passes", "Bandwidth probe"))
     for result in ordered(analysis):
-        drift = result.drift
-        own = analysis.baseline_spread.get(result.name.max_num_seqs) if result.is_baseline else None
-        parts = [drift.value, drift.probe, drift.passes, drift.control] if drift else [own, None, own, None]
-        tones = ["warn" if result.drifted else "", "", "", ""]
         cells = [
             *named(result),
-            share(result.speedup.effect if result.speedup and result.speedup.value else None),
-            *(
-                Cell("–", "") if part is None else Cell(percent(part, 1), part, tone)
-                for part, tone in zip(parts, tones, strict=True)
-            ),
-            number(result.floor_ms),
+            ratio(result.speedup, "warn" if result.drifted else ""),
+            ratio(result.over_prompts),
+            ratio(result.over_control),
+            ratio(result.undrafted.ratio if result.undrafted else None),
+            *(_spread(found) for found in (pass_spread(result.arm), probe_spread(result.arm))),
+        ]
+        grid.rows.append(Row(cells))
+    return grid
+
+
+def _spread(value: float | None) -> Cell:
+    return Cell("–", "") if value is None else Cell(percent(value, 1), value)
+
+
+def hardware(analysis: Analysis) -> Grid:
+    """Every arm's time against what the machine could do without speculation."""
+    titles = ("Arm=", "Batch", "ms / token", "Floor by memory", "Floor by matmul", "Floor / measured")
+    grid = Grid(columns(*titles, "Reading weights"))
+    for result in ordered(analysis):
+        cells = [
+            *named(result),
+            number(result.arm.metrics.time_per_token_ms),
+            number(result.floor.memory_ms),
+            number(result.floor.matmul_ms),
             share(result.floor_share),
-            share(result.arm.metrics.roofline_share),
+            share(result.roofline_share),
         ]
         grid.rows.append(Row(cells))
     return grid

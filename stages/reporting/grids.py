@@ -18,7 +18,6 @@ from stages.reporting.cells import (
     share,
 )
 from stages.reporting.costs import tokens_per_step
-from stages.reporting.words import interval, times
 
 SPEED = ("Arm=", "Batch", "Speedup", "ms / token", "Output=", "GSM8K", "Latency", "Throughput", "TTFT ms")
 NONE = Cell("–", "")
@@ -44,7 +43,7 @@ def speed(analysis: Analysis, best: ArmResult | None) -> Grid:
         ]
         grid.rows.append(Row(cells, mark(result, best)))
     for mode, found in analysis.peer.modes.items() if analysis.peer else ():
-        cells = [*_peer_named(mode), _own(analysis, mode), number(found.time_per_token_ms)]
+        cells = [*_peer_named(mode), NONE, number(found.time_per_token_ms)]  # its baseline is not ours
         cells += [_peer_output(analysis, mode), *[NONE] * (len(SPEED) - 5)]
         grid.rows.append(Row(cells, "peer"))
     for name, error in analysis.run.failed.items():
@@ -83,11 +82,7 @@ def _tested(result: ArmResult) -> Cell:
 
 def interleaved(analysis: Analysis) -> Grid:
     """Speedup between separate engines beside that within one engine; the undrafted mode first."""
-    grid = Grid(
-        columns(
-            "Arm=", "Batch", "Separate engines", "Interleaved", "Interleaved ms / token", "Over own control"
-        )
-    )
+    grid = Grid(columns("Arm=", "Batch", "Separate engines", "Interleaved", "Interleaved ms / token"))
     for batch, side in analysis.interleaved.items():
         cells = [
             Cell("no drafts", "none"),
@@ -95,13 +90,12 @@ def interleaved(analysis: Analysis) -> Grid:
             NONE,
             Cell("1.00×", 1.0, small="reference"),
         ]
-        grid.rows.append(Row([*cells, number(side.none_ms), NONE]))
+        grid.rows.append(Row([*cells, number(side.none_ms)]))
         for name, mode in side.modes.items():
             result = analysis.results.get(name)
             if result is None:
                 continue
             cells = [ratio(result.speedup), ratio(mode.speedup), number(mode.time_per_token_ms)]
-            cells.append(number(result.control_speedup, "{:.2f}×"))
             grid.rows.append(Row([*named(result), *cells], mark(result, None)))
     return grid
 
@@ -110,7 +104,7 @@ def peers(analysis: Analysis) -> Grid:
     """The peer's two ways of generating, each against its own plain one and against our best arm."""
     grid = Grid(columns("Peer=", "ms / token", "Over its own plain", "Our best arm over it", "Output="))
     for mode, found in analysis.peer.modes.items() if analysis.peer else ():
-        cells = [_peer_named(mode)[0], number(found.time_per_token_ms), _own(analysis, mode, "")]
+        cells = [_peer_named(mode)[0], number(found.time_per_token_ms), _own(analysis, mode)]
         cells += [ratio(found.ours), _peer_output(analysis, mode)]
         grid.rows.append(Row(cells, "peer"))
     return grid
@@ -121,12 +115,9 @@ def _peer_named(mode: str) -> list[Cell]:
     return [Cell(name, name, small="peer"), Cell("1", 1)]
 
 
-def _own(analysis: Analysis, mode: str, small: str = "of its own") -> Cell:
+def _own(analysis: Analysis, mode: str) -> Cell:
     """Over the peer's plain generation, which is no baseline of ours."""
-    if mode == "plain":
-        return Cell("1.00×", 1.0, small=small)
-    own = analysis.peer.modes[mode].own
-    return Cell(times(own.value), own.value or "", small=small or interval(own))
+    return Cell("1.00×", 1.0, small="reference") if mode == "plain" else ratio(analysis.peer.modes[mode].own)
 
 
 def _peer_output(analysis: Analysis, mode: str) -> Cell:

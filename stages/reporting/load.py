@@ -23,7 +23,8 @@ from pydantic import ValidationError
 from stages.common.errors import UserError
 from stages.common.files import read_json
 from stages.common.params import Params
-from stages.reporting.schema import Environment, Metrics, ModelFacts, Part, Probe
+from stages.common.passes import NO_DRAFT
+from stages.reporting.schema import Environment, Metrics, ModelFacts, Part
 
 REQUEST_COLUMNS = (
     "prompt_index",
@@ -35,6 +36,7 @@ REQUEST_COLUMNS = (
     "e2e_ms",
     "correct",
 )
+AGAIN = "baseline_again"
 T = TypeVar("T", bound=Part)
 
 
@@ -66,6 +68,7 @@ class Arm:
     name: ArmName
     metrics: Metrics
     requests: pd.DataFrame
+    control: pd.DataFrame | None = None  # the undrafted pass at its end, in the same engine
 
     def at(self, temperature: float) -> Arm:
         """The same arm, its figures and requests of one temperature only."""
@@ -74,8 +77,8 @@ class Arm:
             return replace(self, requests=rows)
         figures = self.metrics.at_temperature[temperature]
         own = {name: getattr(figures, name) for name in type(figures).model_fields}
-        metrics = self.metrics.model_copy(update={**own, "temperature": temperature, "control": None})
-        return replace(self, metrics=metrics, requests=rows)
+        metrics = self.metrics.model_copy(update={**own, "temperature": temperature})
+        return replace(self, metrics=metrics, requests=rows, control=None)
 
 
 @dataclass(frozen=True)
@@ -88,7 +91,7 @@ class Run:
     failed: dict[str, str]
     environment: Environment
     models: dict[str, ModelFacts]
-    probe: Probe | None
+    again: dict[int, pd.DataFrame]  # the baseline once more when all arms were done, by max_num_seqs
     others: tuple[Run, ...] = ()
 
     def baseline_of(self, arm: Arm) -> Arm | None:
@@ -111,8 +114,6 @@ def load_run(params: Params, results: Path) -> Run:
     models = {
         role: parse(ModelFacts, results / "models.json", raw_models.get(role)) for role in ("target", "draft")
     }
-    probe_file = results / "probe.json"
-    probe = parse(Probe, probe_file, read(probe_file)) if probe_file.is_file() else None
     arms: dict[str, Arm] = {}
     failed: dict[str, str] = {}
     for name in expected_arms(params):
@@ -124,6 +125,7 @@ def load_run(params: Params, results: Path) -> Run:
     for folder in _side_folders(params, results):
         if error := failure_of(folder):
             failed["-".join(folder.relative_to(results).parts)] = error
+    again = dict(_load_again(params, results))
     first, *others = (
         Run(
             params,
@@ -132,7 +134,7 @@ def load_run(params: Params, results: Path) -> Run:
             failed,
             environment,
             models,
-            probe,
+            again,
         )
         for degree in params.sampling.temperature
     )
@@ -152,10 +154,21 @@ def failure_of(folder: Path) -> str | None:
 
 def _side_folders(params: Params, results: Path) -> Iterator[Path]:
     """Where the measurements beside the arms are, as far as params asks for them."""
+    yield from (results / AGAIN / f"b{batch}" for batch in params.engine.max_num_seqs)
     if params.measure.interleaved:
         yield from (results / "interleaved" / f"b{batch}" for batch in params.engine.max_num_seqs)
     if params.peers.transformers:
         yield results / "peer_transformers"
+
+
+def _load_again(params: Params, results: Path) -> Iterator[tuple[int, pd.DataFrame]]:
+    """Where it was measured; results of single stages, run by hand, have none."""
+    for batch in params.engine.max_num_seqs:
+        folder = results / AGAIN / f"b{batch}"
+        if folder.is_dir() and not failure_of(folder):
+            rows = read_requests(f"{AGAIN} b{batch}", folder / "requests.parquet", REQUEST_COLUMNS)
+            _check_whole(f"{AGAIN} b{batch}", rows, params.dataset.num_prompts)
+            yield batch, rows
 
 
 def _load_arm(name: ArmName, folder: Path, degrees: tuple[float, ...]) -> Arm:
@@ -167,16 +180,27 @@ def _load_arm(name: ArmName, folder: Path, degrees: tuple[float, ...]) -> Arm:
     if metrics.temperature != degrees[0] or not measured >= set(degrees):
         raise UserError(str(path), f"temperatures {sorted(measured)}", f"{list(degrees)}; run `dvc repro`")
     requests = read_requests(f"arm {name.name}", folder / "requests.parquet", REQUEST_COLUMNS)
-    requests = requests[requests["temperature"].isin(degrees)]
-    pairs = requests[["temperature", "prompt_index", "repeat"]].drop_duplicates()
+    requests = requests[requests["temperature"].isin(degrees)].sort_values(["prompt_index", "repeat"])
+    requests = requests.reset_index(drop=True)
+    control = None
+    if "mode" in requests:
+        drafted = requests["mode"] != NO_DRAFT
+        requests, control = requests[drafted], requests[~drafted] if not drafted.all() else None
     rows = metrics.num_prompts * metrics.repeats * len(degrees)
+    _check_whole(f"arm {name.name}", requests, rows)
+    if control is not None:
+        _check_whole(f"arm {name.name}, control", control, metrics.num_prompts)
+    return Arm(name, metrics, requests.reset_index(drop=True), control)
+
+
+def _check_whole(field: str, requests: pd.DataFrame, rows: int) -> None:
+    pairs = requests[["temperature", "prompt_index", "repeat"]].drop_duplicates()
     if len(requests) != rows or len(pairs) != rows:
         raise UserError(
-            f"arm {name.name}",
+            field,
             f"{len(pairs)} requests",
             f"{rows} (num_prompts x repeats x temperatures): a partial result; run `dvc repro`",
         )
-    return Arm(name, metrics, requests.sort_values(["prompt_index", "repeat"], ignore_index=True))
 
 
 def read_requests(field: str, path: Path, columns: tuple[str, ...]) -> pd.DataFrame:

@@ -13,7 +13,7 @@ from typing import Any
 import jinja2
 
 from stages.common.files import write_text
-from stages.reporting import evidence, figures, grids, prose, theme
+from stages.reporting import evidence, facts, figures, grids, prose, theme
 from stages.reporting.analysis import Analysis
 from stages.reporting.decode import token_decoder
 from stages.reporting.verdict import Verdict
@@ -62,8 +62,8 @@ def _view(analysis: Analysis, verdict: Verdict, drawn: dict[str, figures.Figure]
         "verdict": verdict,
         "banners": list(prose.banners(analysis)),
         "rivals": ", ".join(result.name.label for result in analysis.rivals(best)) if best else "",
-        "device": prose.device_of(analysis),
-        "context": prose.context_of(analysis),
+        "device": facts.device_of(analysis),
+        "context": facts.context_of(analysis),
         "level": f"{analysis.bootstrap.confidence:.0%}",
         "models": run.models,
         "vllm_version": run.environment.versions.get("vllm") or "0.15.0",
@@ -79,6 +79,7 @@ def _view(analysis: Analysis, verdict: Verdict, drawn: dict[str, figures.Figure]
         "why": evidence.why(analysis, best),
         "predicted": evidence.predicted(analysis),
         "trust": evidence.trust(analysis),
+        "hardware": evidence.hardware(analysis),
         "temperatures": grids.temperatures(analysis),
         "interleaved": grids.interleaved(analysis),
         "interleaving": list(prose.interleaving(analysis)),
@@ -89,7 +90,8 @@ def _view(analysis: Analysis, verdict: Verdict, drawn: dict[str, figures.Figure]
         "aa_checks": list(prose.aa_checks(analysis)),
         "lossless_rule": prose.lossless_rule(analysis),
         "roofline_rule": prose.ROOFLINE_RULE,
-        "drift_rule": prose.DRIFT_RULE,
+        "drift_known": analysis.drift is not None,
+        "drift": list(prose.drift(analysis)),
         "published": prose.PUBLISHED,
-        "facts": prose.facts(analysis),
+        "facts": facts.facts(analysis),
     }

@@ -30,6 +30,15 @@ def by_batch(
     return alt.vconcat(*stacked, spacing=14)
 
 
+def bounded(frame: pd.DataFrame) -> pd.DataFrame:
+    """`high` cut where it would dwarf the estimates, which few engines on an unsteady machine make it do, and
+    `end`, the last thing that a row draws. Words and tables keep the whole interval."""
+    values = ["speedup", "predicted"]
+    limit = 2.5 * max(float(frame[values].astype(float).max(axis=None)), 1.0)
+    high = frame["high"].astype(float).clip(upper=limit)
+    return frame.assign(high=high, end=frame[values].astype(float).assign(high=high).max(axis=1))
+
+
 def arm_colour() -> alt.Color:
     return alt.Color("arm:N", scale=ARM_SCALE, legend=None)
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from stages.common.errors import UserError
 from stages.common.params import Params
+from stages.reporting.drift import Drift, widened
 from stages.reporting.load import Arm, failure_of, parse, read, read_requests
 from stages.reporting.schema import PeerMetrics
 from stages.reporting.statistics import Bootstrap, Ratio, per_prompt, ratio_of
@@ -43,8 +44,13 @@ class Peer:
         return {mode: found for mode in MODES if (found := getattr(self, mode))}
 
 
-def compare_peer(params: Params, results: Path, best: Arm | None, bootstrap: Bootstrap) -> Peer | None:
-    """`best` is our arm at batch 1. None unless params asks for it; UserError: a missing or partial file."""
+def compare_peer(
+    params: Params, results: Path, best: Arm | None, bootstrap: Bootstrap, drift: Drift | None
+) -> Peer | None:
+    """`best` is our arm at batch 1. None unless params asks for it; UserError: a missing or partial file.
+
+    Both ways of the peer take turns in one process; our arm ran in another, and `drift` lies between.
+    """
     if not params.peers.transformers:
         return None
     folder = results / "peer_transformers"
@@ -62,7 +68,7 @@ def compare_peer(params: Params, results: Path, best: Arm | None, bootstrap: Boo
         mode: PeerMode(
             getattr(metrics, mode).time_per_token_ms,
             ratio_of(times["plain"], times[mode], bootstrap),
-            None if ours is None else ratio_of(times[mode], ours, bootstrap),
+            None if ours is None else widened(drift, ratio_of(times[mode], ours, bootstrap)),
         )
         for mode in MODES
     }

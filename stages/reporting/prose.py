@@ -7,10 +7,10 @@ from typing import NamedTuple
 
 from stages.reporting.analysis import Analysis
 from stages.reporting.arm_result import ArmResult
+from stages.reporting.drift import widened
+from stages.reporting.facts import counted, sources_of
 from stages.reporting.lossless import ERROR_RATE, TOLERANCE
 from stages.reporting.predicted import median_error
-from stages.reporting.provenance import provenance
-from stages.reporting.schema import ModelFacts
 from stages.reporting.statistics import FEW_PROMPTS
 from stages.reporting.verdict import crossing
 from stages.reporting.words import at_temperature, interval, percent, times
@@ -47,16 +47,11 @@ ABSENT = {
     "temperature": "One temperature was measured; list more under sampling.temperature.",
 }
 ROOFLINE_RULE = (
-    "Without speculation every step must read the target's weights once, so a token costs at least weight "
-    "bytes / memory bandwidth / batch: the floor. A baseline far from it flatters every speedup over that "
-    "baseline; an arm beyond 100 % of it beats what plain decoding could ever do here. Roofline share: the "
-    "part of the wall time that reading weights explains, the draft's forwards included."
-)
-DRIFT_RULE = (
-    "Drift is the largest of three: how far the memory bandwidth probed before and after the arm and its "
-    "baseline lies apart, how far the passes of either do, and how far the arm's control, an undrafted pass "
-    "at its end in its own engine, lies from the baseline. Effect is the distance of the speedup from 1. "
-    "Where drift reaches the effect, separate engines name no winner; only the interleaved measurement can."
+    "Without speculation every step must read the target's weights once and multiply each with every token, "
+    "so a token costs at least weight bytes / memory bandwidth / batch, and at least 2 FLOP a weight / "
+    "matmul rate: the larger is the floor, by the fastest that any probe of this run saw. A baseline far "
+    "from it flatters every speedup over that baseline; an arm beyond 100 % of it beats what plain decoding "
+    "could ever do here. Reading weights: the part of the wall time that takes, the draft's included."
 )
 
 
@@ -64,26 +59,6 @@ class Banner(NamedTuple):
     tone: str
     title: str
     text: str
-
-
-def context_of(analysis: Analysis) -> str:
-    """Device, batch and n: what every figure must say."""
-    params = analysis.run.params
-    batches = ", ".join(map(str, analysis.batches))
-    prompts = counted(params.dataset.num_prompts, "prompt")
-    repeats = counted(params.measure.repeats, "repeat")
-    return f"{device_of(analysis)}, {params.engine.dtype}, batch {batches}, n = {prompts} × {repeats}."
-
-
-def counted(number: int, word: str) -> str:
-    return f"{number} {word}" + ("" if number == 1 else "s")
-
-
-def device_of(analysis: Analysis) -> str:
-    environment = analysis.run.environment
-    name = environment.device_name or environment.cpu_model or environment.device
-    count = environment.device_count or 1
-    return f"{count} × {name}" if count > 1 else name
 
 
 def banners(analysis: Analysis) -> Iterator[Banner]:
@@ -94,7 +69,7 @@ def banners(analysis: Analysis) -> Iterator[Banner]:
     for name, error in analysis.run.failed.items():
         text = f"{error} (The other arms are reported; the run is incomplete.)"
         yield Banner("bad", f"FAILED: {name}", text)
-    if any("synthetic" in source for source in _sources(analysis)):
+    if any("synthetic" in source for source in sources_of(analysis)):
         text = "No source of the real data answered; accuracy means little."
         yield Banner("warn", "Synthetic questions, not GSM8K", text)
     prompts = analysis.run.params.dataset.num_prompts
@@ -128,6 +103,36 @@ def lossless_rule(analysis: Analysis) -> str:
     return " ".join(text for is_sampled, text in ((False, greedy), (True, sampled)) if is_sampled in kinds)
 
 
+def drift(analysis: Analysis) -> Iterator[str]:
+    """What the intervals allow for, and from what that is known."""
+    found, level = analysis.drift, f"{analysis.bootstrap.confidence:.0%}"
+    if found is None:
+        yield (
+            "No engine of this run did the baseline's work a second time, so it is not known how far two "
+            "engines lie apart, and intervals are over prompts alone: too narrow on an unsteady machine."
+        )
+        return
+    yield (
+        "Baseline and arm run in engines of their own, minutes apart, and prompts do not show how far that "
+        "moves a time. The same undrafted work does: every drafted arm ends with it, its control, and the "
+        "stock baseline does it again when all arms are done."
+    )
+    for batch in analysis.batches:
+        ratios = [one.ratio.value for one in found.at(batch)]
+        if ratios:
+            engines = counted(len(ratios), "further engine")
+            took = f"{min(ratios):.2f} to {max(ratios):.2f} times"
+            yield f"At batch {batch}, {engines} took {took} as long for it as the baseline had."
+    yield (
+        f"That is a standard deviation of {percent(found.sd, 1)} between engines "
+        f"({counted(found.freedom, 'degree')} of freedom), so two may lie a factor {found.factor:.2f} apart "
+        f"by drift alone ({level}). Every interval between engines holds that beside the spread over "
+        "prompts, so arms of one setting may differ by as much. Where drift keeps an interval from clearing "
+        "1, no winner is named; only the interleaved measurement can. The bandwidth probe, half a second "
+        "before and after an arm, is shown and decides nothing."
+    )
+
+
 def predictions(analysis: Analysis) -> str:
     """The median error of the cost model, or '' without predictions."""
     found = [result.predicted for result in analysis.results.values() if result.predicted]
@@ -157,7 +162,8 @@ def interleaving(analysis: Analysis) -> Iterator[str]:
             said = f"a difference of {percent(abs(found.value - 1), 1)}"
         yield (
             f"At batch {batch} the undrafted mode takes {times(found.value)} the stock baseline's time per "
-            f"token ({level} interval {interval(found)}): {said}. Intervals are over {side.unit}."
+            f"token ({level} interval {interval(found)}): {said}. That interval allows for drift between the "
+            f"two engines; those within this one are over {side.unit}."
         )
 
 
@@ -171,8 +177,21 @@ def peer(analysis: Analysis) -> str:
     ours = f" Our best arm there: {best.name.label}." if best else ""
     return (
         f"Hugging Face transformers {analysis.peer.version or ''} with the same models, prompts and machine, "
-        f"at batch 1, alone and with assisted generation by the same draft.{ours}"
+        "at batch 1, alone and with assisted generation by the same draft. Its speedup is over its own plain "
+        f"generation, not over vLLM's: compare the times.{ours}"
     )
+
+
+def peer_ratios(analysis: Analysis) -> str:
+    """The peer's ratios, each with both sides; '' where it was not measured."""
+    found = analysis.peer.assisted if analysis.peer else None
+    if found is None:
+        return ""
+    own = f"{times(found.own.value)} ({interval(found.own)}) over its own plain generation"
+    if analysis.peer.best is None:
+        return f"transformers assisted: {own}"
+    ours = f"{times(found.ours.value)} ({interval(found.ours)}) as fast"
+    return f"transformers assisted: {own}; {analysis.peer.best.name.label} is {ours}"
 
 
 def crossings(analysis: Analysis) -> Iterator[str]:
@@ -182,68 +201,34 @@ def crossings(analysis: Analysis) -> Iterator[str]:
     by_label: dict[str, list[ArmResult]] = {}
     for result in analysis.compared:
         by_label.setdefault(result.name.label, []).append(result)
-    points = {label: crossing(results) for label, results in by_label.items()}
+    points = {label: crossing(_points(results, "value")) for label, results in by_label.items()}
     for label, point in points.items():
         if point is not None:
-            yield f"{label.capitalize()} stops paying at about batch {point:.0f} (interpolated)."
+            ends = [crossing(_points(by_label[label], end)) for end in ("low", "high")]
+            if None in ends:
+                said = "by the ends of the intervals it may be at any batch measured, or beyond"
+            else:
+                said = f"by the ends of the intervals {ends[0]:.0f} to {ends[1]:.0f}"
+            yield f"{label.capitalize()} stops paying at about batch {point:.0f} (interpolated; {said})."
     if points and not any(points.values()):
         first, last = analysis.batches[0], analysis.batches[-1]
         yield f"No setting falls from gain to loss between batch {first} and {last}."
 
 
+def _points(results: list[ArmResult], end: str) -> list[tuple[int, float | None]]:
+    return [(result.name.max_num_seqs, getattr(result.speedup, end)) for result in results]
+
+
 def aa_checks(analysis: Analysis) -> Iterator[str]:
-    """The baseline against itself, by batch size."""
+    """The baseline against itself, by batch size, with the interval that speedups have."""
     level = f"{analysis.bootstrap.confidence:.0%}"
-    for batch, ratio in analysis.aa_checks.items():
+    for batch, over_prompts in analysis.aa_checks.items():
+        ratio = widened(analysis.drift, over_prompts)
         said = "which contains 1, as it must" if ratio.contains(1.0) else "which misses 1: drift, or chance"
         if not ratio.has_interval:
             said = "so it cannot be judged"
+        alone = f"; over prompts alone {interval(over_prompts)}" if ratio != over_prompts else ""
         yield (
             f"A/A check at batch {batch}: the baseline's even repeats against its odd ones give "
-            f"{times(ratio.value)} ({level} interval {interval(ratio)}), {said}."
+            f"{times(ratio.value)} ({level} interval {interval(ratio)}{alone}), {said}."
         )
-
-
-def facts(analysis: Analysis) -> list[tuple[str, str]]:
-    """How it was measured: name and value."""
-    run, params = analysis.run, analysis.run.params
-    environment, bandwidth = run.environment, run.probe and run.probe.memory_bandwidth_gb_per_s
-    machine = [device_of(analysis), f"{environment.cpu_count or '?'} CPU cores"]
-    machine += [f"{environment.memory_gib:.0f} GiB"] if environment.memory_gib else []
-    machine += [environment.platform] if environment.platform else []
-    versions = [f"{name} {version}" for name, version in environment.versions.items() if version]
-    questions = f"{params.dataset.num_prompts} of {', '.join(_sources(analysis))}"
-    warmup = counted(params.measure.warmup_prompts, "warm-up prompt")
-    arms = f"choosing the best of {len(analysis.compared)} arms is not corrected for"
-    known = [
-        ("Machine", "; ".join(machine)),
-        ("Memory bandwidth", f"{bandwidth:.1f} GB/s, measured" if bandwidth else "not measured"),
-        ("Versions", ", ".join(versions)),
-        ("Target", _model(run.models["target"])),
-        ("Draft", _model(run.models["draft"])),
-        ("Questions", f"{questions}; prompt format {params.dataset.prompt_format}"),
-        ("Sampling", f"{_sampling(analysis)}; up to {counted(params.sampling.max_tokens, 'token')}"),
-        ("Clock", f"{warmup} outside it, then {counted(params.measure.repeats, 'repeat')}"),
-        (
-            "Interval",
-            f"percentile bootstrap over prompts, paired, {analysis.bootstrap.resamples:,} resamples, level "
-            f"expanded for few prompts, seed {analysis.bootstrap.seed}; {arms}",
-        ),
-    ]
-    return [*known, *provenance(run)]
-
-
-def _sources(analysis: Analysis) -> list[str]:
-    return sorted({arm.metrics.dataset_source for arm in analysis.run.arms.values()})
-
-
-def _sampling(analysis: Analysis) -> str:
-    sampling = analysis.run.params.sampling
-    kinds = [f"temperature {one.temperature:g}" if one.sampled else "greedy" for one in analysis.every]
-    seed = f" (seed {sampling.seed}, {analysis.run.params.speculation.draft_sampling} drafts)"
-    return ", then ".join(kinds) + (seed if any(one.sampled for one in analysis.every) else "")
-
-
-def _model(model: ModelFacts) -> str:
-    size = f", {model.weight_bytes / 1e6:,.0f} MB of weights" if model.weight_bytes else ""
-    return f"{model.reference}{f' ({model.revision})' if model.revision else ''}{size}"

@@ -28,7 +28,7 @@ class Pass(Part):
 
 class Probe(Part):
     memory_bandwidth_gb_per_s: float | None = None
-    matmul_tflop_per_s: dict[str, float | None] | float | None = None
+    matmul_tflop_per_s: dict[str, float | None] = {}
 
 
 class Probes(Part):
@@ -127,6 +127,7 @@ class ModelFacts(Part):
     revision: str | None = None
     path: str | None = None
     weight_bytes: int | None = None
+    pass_bytes: int | None = None  # read by one forward pass
     num_parameters: int | None = None
 
 

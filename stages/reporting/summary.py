@@ -9,6 +9,7 @@ stand beside them.
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 from stages.reporting.analysis import Analysis
@@ -36,6 +37,8 @@ def summarise(analysis: Analysis, verdict: Verdict) -> dict[str, Any]:
         "median_prediction_error": rounded(median_error(result.predicted for result in results)),
         "arms": _arms(analysis) | {name: {"failed": error} for name, error in analysis.run.failed.items()},
         "at_temperature": {f"{one.temperature}": {"arms": _arms(one)} for one in analysis.others},
+        "machine": {name: rounded(value) for name, value in asdict(analysis.machine).items()},
+        "drift": _drift(analysis),
         "interleaved": _interleaved(analysis),
         "peer": _peer(analysis),
     }
@@ -59,6 +62,19 @@ def _settings(analysis: Analysis) -> dict[str, Any]:
 
 def _arms(analysis: Analysis) -> dict[str, Any]:
     return {name: _arm(result) for name, result in analysis.results.items()}
+
+
+def _drift(analysis: Analysis) -> dict[str, Any]:
+    """Between engines that did the same work; `factor` is what two may lie apart by drift alone."""
+    drift = analysis.drift
+    if drift is None:
+        return {}
+    return {
+        "standard_deviation": rounded(drift.sd),
+        "num_engines": len(drift.engines) + len({one.max_num_seqs for one in drift.engines}),
+        "degrees_of_freedom": drift.freedom,
+        "factor": rounded(drift.factor),
+    }
 
 
 def _interleaved(analysis: Analysis) -> dict[str, Any]:
@@ -130,14 +146,17 @@ def _arm(result: ArmResult) -> dict[str, Any]:
         "prediction_outside": predicted.outside if predicted else None,
         "explained_speedup": rounded(result.explained),
         "overhead_share": rounded(result.step.overhead_share if result.step else None),
+        "floor_ms": rounded(result.floor.ms),
         "floor_share": rounded(result.floor_share),
-        "roofline_share": rounded(result.arm.metrics.roofline_share),
-        "drift": rounded(result.drift.value if result.drift else None),
+        "roofline_share": rounded(result.roofline_share),
+        **_bounds("speedup_over_prompts", result.over_prompts),
+        **_bounds("speedup_over_own_control", result.over_control),
+        **_bounds("undrafted_over_baseline", result.undrafted.ratio if result.undrafted else None),
     }
     if result.is_baseline:  # these compare with a baseline or count drafts
-        speculative_only = ("latency_speedup", "throughput_speedup", "mean_acceptance_length")
-        for key in (*speculative_only, "draft_efficiency", "predicted_speedup", "explained_speedup", "drift"):
-            del entry[key]
+        speculative_only = ("latency_", "throughput_", "mean_acceptance", "draft_", "predicted_speedup")
+        speculative_only += ("explained_", "speedup_over_")
+        entry = {key: value for key, value in entry.items() if not key.startswith(speculative_only)}
     return entry
 
 

@@ -92,7 +92,7 @@ def _time_row(result: ArmResult) -> dict[str, Any]:
         "k": None if arm == "tree" else drafted,
         "nodes": None if arm == "chain" else drafted,
         "time_per_token_ms": rounded(metrics.time_per_token_ms),
-        "floor_ms": rounded(result.floor_ms),
+        "floor_ms": rounded(result.floor.ms),
     }
 
 

@@ -9,6 +9,7 @@ verdict.answers     # four (question, answer, detail, tone); tone: good | bad | 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
@@ -16,7 +17,7 @@ from typing import Literal
 from stages.reporting.analysis import Analysis
 from stages.reporting.arm_result import ArmResult, best_of
 from stages.reporting.costs import tokens_per_step
-from stages.reporting.words import at_temperature, interval, milliseconds, percent, setting, times
+from stages.reporting.words import apart, at_temperature, interval, milliseconds, setting, times
 
 
 @dataclass(frozen=True)
@@ -68,28 +69,37 @@ def _recommendation(analysis: Analysis, best: ArmResult | None, level: str, pays
             f"{times(evidence.value)}); raise dataset.num_prompts.",
         )
     if evidence.low <= 1:
+        if open_one := best_of([one for one in analysis.compared if one.drifted and not one.by_interleaving]):
+            return "undecided", "No winner can be named", _swallowed(analysis, open_one, level)
         return (
             "off",
             "No: leave speculation off",
             f"Leave speculation off: no arm is surely faster here (highest: {setting(best)}, {found}).",
         )
-    if best.drifted and not best.by_interleaving:
-        return (
-            "undecided",
-            "No winner can be named",
-            f"No winner can be named: the machine itself drifted by {percent(best.drift.value)}, as much as "
-            f"the effect (highest: {setting(best)}, {found}); measure on a quiet machine, or interleaved.",
-        )
-    how = f", {interleaved_note(best)}" if best.by_interleaving else ""
-    sentence = f"Use {setting(best)}: {times(evidence.value)} as fast as vLLM without speculation "
+    how = f", {interleaved_note(analysis)}" if best.by_interleaving else ""
+    kind = f" at temperature {analysis.temperature:g}" if analysis.sampled else ", greedy"
+    sentence = f"Use {setting(best)}{kind}: {times(evidence.value)} as fast as vLLM without speculation "
     sentence += f"({level} {interval(evidence)}{how}); {_reach(analysis, best, pays_at)}."
     return "use", f"Yes: {times(evidence.value)} as fast", sentence
 
 
-def interleaved_note(best: ArmResult) -> str:
+def _swallowed(analysis: Analysis, best: ArmResult, level: str) -> str:
+    """Why an arm that is faster over prompts alone is not called so."""
+    over = best.over_prompts
+    return (
+        f"No winner can be named: over the prompts alone {setting(best)} is {times(over.value)} as fast "
+        f"({level} {interval(over)}), but engines of this run that did the same work lie "
+        f"{apart(analysis.drift)} apart, which makes it {interval(best.speedup)}; measure on a quiet "
+        "machine, or interleaved."
+    )
+
+
+def interleaved_note(analysis: Analysis) -> str:
     """Why the figure is not that of separate engines."""
-    drift = f"the machine drifted by {percent(best.drift.value)} between separate engines"
-    return f"interleaved in one engine, since {drift}, as much as the effect"
+    return (
+        "interleaved in one engine, since separate engines that did the same work lie "
+        f"{apart(analysis.drift)} apart, as much as the effect"
+    )
 
 
 def _reach(analysis: Analysis, best: ArmResult, pays_at: tuple[int, ...]) -> str:
@@ -116,12 +126,24 @@ def _faster(analysis: Analysis, best: ArmResult | None, kind: str, level: str) -
     if best is None:
         return Answer(question, "No", "No arm could be compared with its output unchanged.", "bad")
     baseline = analysis.baseline(best.name.max_num_seqs)
-    counted = f"{best.evidence.n} pairs, interleaved" if best.by_interleaving else f"{best.speedup.n} prompts"
-    detail = f"{level} {interval(best.evidence)}, {counted}. {setting(best).capitalize()}: "
+    over = f"{best.evidence.n} pairs, interleaved" if best.by_interleaving else f"{best.speedup.n} prompts"
+    if analysis.drift and not best.by_interleaving:
+        over += " and the drift between engines"
+    detail = f"{level} {interval(best.evidence)}, over {over}. {setting(best).capitalize()}: "
     detail += f"{milliseconds(best)} a token instead of {milliseconds(baseline)}."
+    detail += "".join(_elsewhere(one, best) for one in analysis.others)
     tone = {"use": "good", "off": "bad", "undecided": "warn"}[kind]
     answer = {"use": times(best.evidence.value), "off": "Not surely", "undecided": "Undecided"}[kind]
     return Answer(question, answer, detail, tone)
+
+
+def _elsewhere(other: Analysis, best: ArmResult) -> str:
+    """The same arm at another temperature: what a gain in greedy decoding does not promise."""
+    same = other.results[best.name.name]
+    if same.speedup is None or same.speedup.value is None:
+        return ""
+    found = f"{times(same.speedup.value)} ({interval(same.speedup)})"
+    return f" At temperature {other.temperature:g}: {found}{'' if same.surely_faster else ', not surely'}."
 
 
 def _unchanged(analysis: Analysis) -> Answer:
@@ -173,8 +195,9 @@ def _batch(analysis: Analysis, kind: str, pays_at: tuple[int, ...]) -> Answer:
     for batch in batches:
         top = analysis.best_at(batch)
         found = top.evidence if top else None
-        lines.append(f"{batch}: {times(found.value if found else None)} ({interval(found)})")
-    detail = "Best arm by max_num_seqs. " + "; ".join(lines) + "."
+        name = f" {top.name.label}" if top else ""
+        lines.append(f"batch {batch}:{name} {times(found.value if found else None)} ({interval(found)})")
+    detail = "Best at each max_num_seqs, " + "; ".join(lines) + "."
     if kind == "undecided":
         return Answer(question, "Undecided", detail, "warn")
     if not pays_at:
@@ -201,11 +224,10 @@ def _why(best: ArmResult | None) -> Answer:
     return Answer(question, f"{tokens:.2f} tokens for {best.step_ratio:.2f} steps", detail, "plain")
 
 
-def crossing(results: list[ArmResult]) -> float | None:
-    """Where one setting's speedup falls through 1, linear in log2 of the batch size; else None."""
-    known = [result for result in results if result.speedup and result.speedup.value is not None]
-    points = sorted((result.name.max_num_seqs, result.speedup.value) for result in known)
-    for (left, above), (right, below) in pairwise(points):
+def crossing(points: Iterable[tuple[int, float | None]]) -> float | None:
+    """Where a speedup by batch size falls through 1, linear in log2 of the batch size; else None."""
+    known = sorted((batch, value) for batch, value in points if value is not None)
+    for (left, above), (right, below) in pairwise(known):
         if above > 1 >= below:
             share = (above - 1) / (above - below)
             return 2 ** (math.log2(left) + share * (math.log2(right) - math.log2(left)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from stages.reporting.analysis import Analysis
 from stages.reporting.arm_result import ArmResult
+from stages.reporting.drift import Drift
 from stages.reporting.statistics import Ratio
 
 NEAR_TIES = {"identical": "identical", "near_ties": "near-ties", "not_lossless": "NOT LOSSLESS"}
@@ -31,6 +32,15 @@ def interval(ratio: Ratio | None) -> str:
 
 def setting(result: ArmResult) -> str:
     return f"{result.name.label} at batch {result.name.max_num_seqs}"
+
+
+def apart(drift: Drift) -> str:
+    """How far the engines' times for the same work, the baselines' own among them, spread within a batch."""
+    spreads = []
+    for batch in {one.max_num_seqs for one in drift.engines}:
+        ratios = [1.0] + [one.ratio.value for one in drift.at(batch)]
+        spreads.append(max(ratios) / min(ratios) - 1)
+    return f"up to {percent(max(spreads))}"
 
 
 def lossless_words(result: ArmResult) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import itertools
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -49,7 +50,7 @@ class Scenario:
     drafts: bool = True
     speedup_factor: float = 1.0  # multiplies every arm's cost-model speedup
     noise: float = 0.02
-    drift: float = 0.02
+    drift: float = 0.02  # of the bandwidth probe, which decides nothing
     diverge: dict[str, Flip] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
     temperatures: tuple[float, ...] = (0.0,)
@@ -57,7 +58,8 @@ class Scenario:
     interleaved_speedup: float | None = None  # of every mode; None: not measured
     none_slowdown: float = 1.0  # of the interleaved engine's undrafted mode
     peer: bool = False
-    control: float | None = 1.01  # time per token of the arms' control / of the baseline
+    controls: tuple[float, ...] | None = (1.01, 0.99)  # times of the arms' controls / the baseline's, in turn
+    again: float | None = 1.01  # time of the baseline's repetition / the baseline's
     draft_sampling: str = "greedy"
     dtype: str = "bfloat16"
     text: str = "The answer is 42."
@@ -73,16 +75,23 @@ def write_results(folder: Path, scenario: Scenario) -> Path:
     params_file.write_text(yaml.safe_dump(_params(scenario)))
     params, results = load_params(params_file), folder / "results"
     write_json(results / "environment.json", _environment(scenario))
-    write_json(results / "probe.json", _probe(1.0))
     write_json(results / "models.json", _models())
     rng = np.random.default_rng(scenario.seed)
     prompt_speed = 1 + 0.1 * rng.standard_normal(scenario.prompts)
+    controls = itertools.cycle(scenario.controls or [None])
     for name in expected_arms(params):
         arm_folder = results / name.arm / name.key
         if name.name in scenario.failed:
             write_json(arm_folder / "failed.json", {"error": scenario.failed[name.name]})
         else:
-            _write_arm(arm_folder, scenario, name, prompt_speed, rng)
+            control = None if name.arm == "baseline" else next(controls)
+            _write_arm(arm_folder, scenario, name, prompt_speed, rng, control)
+    for batch in scenario.batches if scenario.again is not None else ():
+        folder_again = results / "baseline_again" / f"b{batch}"
+        folder_again.mkdir(parents=True, exist_ok=True)
+        pd.DataFrame(_undrafted(scenario, batch, prompt_speed, scenario.again)).to_parquet(
+            folder_again / "requests.parquet"
+        )
     if scenario.interleaved_speedup is not None:
         for batch in scenario.batches:
             step = sum(_step_ms(scenario, ArmName("baseline", "", batch)).values())
@@ -149,7 +158,12 @@ def _models() -> dict:
 
 
 def _write_arm(
-    folder: Path, scenario: Scenario, name: ArmName, prompt_speed: np.ndarray, rng: np.random.Generator
+    folder: Path,
+    scenario: Scenario,
+    name: ArmName,
+    prompt_speed: np.ndarray,
+    rng: np.random.Generator,
+    control: float | None,
 ) -> None:
     speculation, step_ms = _speculation(scenario, name), _step_ms(scenario, name)
     length = (speculation or {}).get("mean_acceptance_length") or 1.0
@@ -172,8 +186,21 @@ def _write_arm(
     ]
     requests = pd.DataFrame(rows)
     folder.mkdir(parents=True, exist_ok=True)
-    requests.to_parquet(folder / "requests.parquet")
+    written = requests
+    if control is not None:
+        undrafted = pd.DataFrame(_undrafted(scenario, name.max_num_seqs, prompt_speed, control))
+        written = pd.concat([requests.assign(mode="drafted"), undrafted.assign(mode="none")])
+    written.to_parquet(folder / "requests.parquet")
     write_json(folder / "metrics.json", _metrics(scenario, name, requests, speculation, step_ms))
+
+
+def _undrafted(scenario: Scenario, batch: int, prompt_speed: np.ndarray, factor: float) -> list[dict]:
+    """One undrafted pass at the first temperature, `factor` times as long as the baseline's."""
+    name, degree = ArmName("baseline", "", batch), scenario.temperatures[0]
+    step = sum(_step_ms(scenario, name).values()) * factor
+    return [
+        _request(scenario, name, prompt, 0, step * speed, degree) for prompt, speed in enumerate(prompt_speed)
+    ]
 
 
 def _speculation(scenario: Scenario, name: ArmName) -> dict | None:
@@ -287,11 +314,6 @@ def _metrics(
         degree: _figures(rows, speculation, step_ms, name.max_num_seqs)
         for degree, rows in requests.groupby("temperature")
     }
-    control = None
-    if name.arm != "baseline" and scenario.control is not None:
-        plain = figures[degrees[0]]["num_output_tokens"]
-        step = sum(_step_ms(scenario, ArmName("baseline", "", name.max_num_seqs)).values())
-        control = timing(step / name.max_num_seqs * scenario.control, plain)
     return {
         "arm": name.arm,
         "key": name.key,
@@ -304,7 +326,6 @@ def _metrics(
         "temperature": degrees[0],
         **figures[degrees[0]],
         "at_temperature": {str(degree): figures[degree] for degree in degrees[1:]},
-        "control": control,
         "probe": {"before": _probe(1.0), "after": _probe(1 + scenario.drift)},
         "weight_bytes": 270_000_000,
         "models": {"target": "pypi:target==1.0", "draft": "prune:0,1"},

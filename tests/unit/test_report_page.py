@@ -25,6 +25,8 @@ from stages.reporting.analysis import analyse
 from stages.reporting.decode import token_decoder
 from stages.reporting.evidence import divergences
 from stages.reporting.load import load_run
+from stages.reporting.panels import bounded
+from stages.reporting.tables import tables
 
 EVIL = "<script>alert(1)</script> | `x` [y](javascript:z) \"quoted\" & 'single'"
 
@@ -135,20 +137,24 @@ def test_the_picture_for_the_readme_is_an_image_of_its_own(good):
 
 
 def test_the_tidy_tables_feed_the_plots(good):
-    tables = {path.stem: pd.read_csv(path) for path in (good / "results/plots").glob("*.csv")}
-    assert set(tables) == {"speedup", "acceptance", "time_per_token", "step_cost"}
-    for table in tables.values():
+    found = {path.stem: pd.read_csv(path) for path in (good / "results/plots").glob("*.csv")}
+    assert set(found) == {"speedup", "acceptance", "time_per_token", "step_cost"}
+    for table in found.values():
         assert {"name", "arm", "setting", "max_num_seqs"} <= set(table)
         assert len(table)
-    assert tables["acceptance"]["acceptance_rate"].between(0, 1).all()
-    totals = tables["step_cost"].groupby("name")["ms_per_token"].sum()
-    measured = tables["time_per_token"].set_index("name")["time_per_token_ms"]
+    assert found["acceptance"]["acceptance_rate"].between(0, 1).all()
+    totals = found["step_cost"].groupby("name")["ms_per_token"].sum()
+    measured = found["time_per_token"].set_index("name")["time_per_token_ms"]
     assert totals.to_dict() == pytest.approx(measured.to_dict(), rel=1e-4)
 
 
 def test_the_terminal_shows_the_table_and_the_recommendation(good):
     shown = (good / "terminal.txt").read_text()
     assert "near-ties (3 of 18)" in shown
+    hot = shown[shown.index("temperature 1") :]
+    assert shown.index("greedy") < shown.index("temperature 1")
+    assert len(re.findall(r"^chain k=3 ", hot, re.MULTILINE)) == 2
+    assert "1.50× (1.50 to 1.50) over its own plain generation" in shown
     summary = json.loads((good / "results/summary.json").read_text())
     assert summary["recommendation"] in " ".join(shown.split())
 
@@ -210,6 +216,17 @@ def test_edge_data_still_makes_a_page(tmp_path, scenario):
     assert not re.search(r"\b(nan|NaN|None|undefined|Infinity)\b", html)
     assert "One batch size was measured" in html
     json.loads((tmp_path / "results/summary.json").read_text())
+
+
+def test_an_interval_wider_than_any_axis_leaves_the_bars_readable(tmp_path):
+    scenario = Scenario(batches=(1,), ks=(3,), trees={}, controls=(5.0,), again=None)
+    render(tmp_path, scenario)
+    analysis = analyse(load_run(load_params(tmp_path / "params.yaml"), tmp_path / "results"), tmp_path)
+    (arm,) = analysis.compared
+    assert arm.speedup.high > 100
+    shown = bounded(tables(analysis)["speedup"])
+    assert shown["end"].max() < 3 * arm.speedup.value
+    assert f"{arm.speedup.high:.2f}" in (tmp_path / "report/main.svg").read_text()
 
 
 def test_a_partial_folder_writes_nothing(tmp_path):
