@@ -195,9 +195,9 @@ def _batch(analysis: Analysis, kind: str, pays_at: tuple[int, ...]) -> Answer:
     for batch in batches:
         top = analysis.best_at(batch)
         found = top.evidence if top else None
-        name = f" {top.name.label}" if top else ""
-        lines.append(f"batch {batch}:{name} {times(found.value if found else None)} ({interval(found)})")
-    detail = "Best at each max_num_seqs, " + "; ".join(lines) + "."
+        name = setting(top) if top else f"none at batch {batch}"
+        lines.append(f"{name}, {times(found.value if found else None)} ({interval(found)})")
+    detail = "Best arms: " + "; ".join(lines) + "."
     if kind == "undecided":
         return Answer(question, "Undecided", detail, "warn")
     if not pays_at:

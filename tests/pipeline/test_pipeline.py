@@ -187,7 +187,8 @@ def test_interleaved_modes_are_each_others_control(project: Path) -> None:
         assert [row["output_token_ids"] for row in ours] == theirs
     side = read_strict(project / "results/summary.json")["interleaved"]["b2"]
     assert set(side["arms"]) == {"chain-k2-b2", "tree-fork-b2"}
-    assert all(arm["speedup_low"] <= arm["speedup"] <= arm["speedup_high"] for arm in side["arms"].values())
+    assert all(arm["speedup"] > 0 for arm in side["arms"].values())
+    assert side["none_over_baseline_low"] < side["none_over_baseline"] < side["none_over_baseline_high"]
     stated = f"the undrafted mode takes {side['none_over_baseline']:.2f}× the stock baseline's time per token"
     assert stated in (project / "report/report.md").read_text(encoding="utf-8")
 

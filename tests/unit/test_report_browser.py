@@ -35,6 +35,14 @@ def test_a_real_browser_draws_the_page(good, width, dark):
 
 
 @needs_chromium
+def test_it_prints_on_a_few_pages_whatever_the_screen_shows(good):
+    """The document stays in the test's folder."""
+    paper = good / "page.pdf"
+    chromium(f"--print-to-pdf={paper}", "--no-pdf-header-footer", (good / "report/index.html").as_uri())
+    assert 4 <= len(re.findall(rb"/Type ?/Page\b", paper.read_bytes())) <= 16
+
+
+@needs_chromium
 @pytest.mark.parametrize("width", [1280, 520])
 def test_the_page_fits_its_width_and_its_tables_sort(good, tmp_path, width):
     probe = """<script>
