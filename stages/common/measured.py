@@ -99,7 +99,7 @@ def total(stats: Sequence[Any]) -> Any:
 
 
 def explain(runner: Runner, journal: Journal, first: Pass, max_num_seqs: int) -> float:
-    """Fill the runners-up of `first`, the baseline's, part by part; the share of its time that forwards took."""
+    """Fill the runners-up of the baseline's `first`, part by part; the share of time that forwards took."""
     forwards = whole = 0.0
     for number, indices in enumerate(parts_of(len(first.requests), max_num_seqs)):
         part = Pass(first.repeat, 0.0, [first.requests[index] for index in indices])

@@ -119,7 +119,10 @@ def analyse(run: Run, results: Path, predictions: Mapping[str, Ratio] | None = N
     }
     sides = compare_interleaved(params, results, baselines, bootstrap, drift)
     modes = {name: mode.speedup for side in sides.values() for name, mode in side.modes.items()}
-    predicted = compare_predictions(run, predictions or {}, bootstrap)
+    predicted = {
+        name: replace(one, measured=widened(drift, one.measured))
+        for name, one in compare_predictions(run, predictions or {}, bootstrap).items()
+    }
     changed = {result.name.name for one in others for result in one.changed}
     compared = {
         name: replace(
