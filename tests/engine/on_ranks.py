@@ -39,3 +39,10 @@ def tokens_gathered_while_drafting(worker) -> None:
                 delattr(group, name)
 
     drafter.draft = guarded
+
+
+def peak_memory_mib(worker) -> float:
+    """The most resident memory that the worker's process has had."""
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
