@@ -305,12 +305,15 @@ def test_a_killed_training_goes_on_to_the_same_weights(target, tmp_path, monkeyp
             assert torch.equal(weight, other.draft.state_dict()[name]), name
 
 
+def distil(target_dir: Path, folder: Path, **changes) -> tuple[Path, dict]:
+    questions = Questions(PROMPTS[:4], PROMPTS[4:], "path:tiny", "Apache-2.0", "path:here", "python -m ...")
+    record = distill(settings(**changes), target_dir, questions, folder / "work", folder / "draft")
+    return folder / "draft", record
+
+
 @pytest.fixture(scope="module")
 def distilled(target_dir, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("distilled")
-    questions = Questions(PROMPTS[:4], PROMPTS[4:], "path:tiny", "Apache-2.0", "path:here", "python -m ...")
-    record = distill(settings(vocabulary=20), target_dir, questions, folder / "work", folder / "draft")
-    return folder / "draft", record
+    return distil(target_dir, tmp_path_factory.mktemp("distilled"), vocabulary=20)
 
 
 def test_the_draft_holds_only_what_differs_and_says_how_good_it_is(distilled):
@@ -336,9 +339,21 @@ def test_the_draft_holds_only_what_differs_and_says_how_good_it_is(distilled):
 
 
 def test_an_assembled_draft_is_a_model_that_transformers_loads(distilled, target_dir, tmp_path):
-    folder, record = distilled
-    out = assemble_draft(folder, target_dir, tmp_path / "whole")
-    model = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32).eval()
+    assert_assembled(*distilled, target_dir, tmp_path / "whole")
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_qwen2_target_gets_a_draft_too(tmp_path, tied):
+    """With its biases, and with a head of its own."""
+    target_dir = save_model(tmp_path / "qwen2", "qwen2", tie_word_embeddings=tied)
+    assert_assembled(*distil(target_dir, tmp_path, steps=3, warmup=1), target_dir, tmp_path / "whole")
+
+
+def assert_assembled(folder: Path, record: dict, target_dir: Path, whole: Path) -> None:
+    """transformers computes with the assembled draft what was trained."""
+    model = AutoModelForCausalLM.from_pretrained(
+        assemble_draft(folder, target_dir, whole), dtype=torch.float32
+    )
     config, decoder, vocabulary = load_target(target_dir, torch.float32, "cpu")
     draft = take_layers(decoder, config, record["chosen"]["layers_from"])
     weights = load_file(folder / "model.safetensors")
@@ -346,7 +361,7 @@ def test_an_assembled_draft_is_a_model_that_transformers_loads(distilled, target
     token_ids = torch.tensor([PROMPTS[2]])
     with torch.no_grad():
         expected = vocabulary.logits(draft(vocabulary.embed(token_ids)))
-        torch.testing.assert_close(model(token_ids).logits, expected, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(model.eval()(token_ids).logits, expected, atol=1e-4, rtol=1e-4)
 
 
 def test_a_draft_refuses_another_target(distilled, tmp_path):
