@@ -121,6 +121,12 @@ def check_plugin() -> None:
 
 
 def _speculation(params: Params, tree: TokenTree, stock: bool) -> dict[str, Any]:
+    if params.engine.pipeline_parallel_size > 1:
+        raise UserError(
+            "engine.pipeline_parallel_size",
+            params.engine.pipeline_parallel_size,
+            "1 beside a draft model: vLLM 0.15.0 drafts on the last stage only, with that stage's layers",
+        )
     config: dict[str, Any] = {
         "method": "draft_model",
         "num_speculative_tokens": tree.num_nodes,
@@ -137,12 +143,6 @@ def _speculation(params: Params, tree: TokenTree, stock: bool) -> dict[str, Any]
                 "num_speculative_tokens", tree.num_nodes, f"at most {STOCK_MAX_SPEC_LEN} with stock"
             )
         return {"speculative_config": config}
-    if params.engine.pipeline_parallel_size > 1:
-        raise UserError(
-            "engine.pipeline_parallel_size",
-            params.engine.pipeline_parallel_size,
-            "1: the accepted path of a draft is known on the last stage only",
-        )
     config["speculative_token_tree"] = str(list(tree.paths))
     worker = CPU_WORKER if params.engine.device == "cpu" else CUDA_WORKER
     arguments = {
