@@ -2,7 +2,8 @@
 
     compare(console, Path("results"), "main")
 
-Figures of the same temperature stand beside each other; settings that differ are named first.
+Figures of the same temperature stand beside each other; settings that differ are named first. A change of a
+time is coloured only where it is more than engines of these two runs lay apart doing the same work.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from stages.common.files import read_json
 from stages.reporting.words import fixed, times
 
 Summary = dict[str, Any]
+LEAST_APART = 1.02  # where a summary does not know its drift
 
 
 def compare(console: Console, results: Path, revision: str) -> None:
@@ -33,10 +35,12 @@ def compare(console: Console, results: Path, revision: str) -> None:
     olds, news = _by_temperature(before), _by_temperature(after)
     common = [degree for degree in news if degree in olds]
     first = (next(iter(olds)), next(iter(news)))
+    apart = max(one.get("drift", {}).get("factor") or LEAST_APART for one in (before, after))
     for old, new in [(degree, degree) for degree in common] or [first]:
         title = f"{revision} → now" + (f", temperature {old} → {new}" if old != new else _at(old))
-        console.print(_table(olds[old], news[new], title))
+        console.print(_table(olds[old], news[new], title, apart))
         console.print(escape(_acceptance(before, after, olds[old], news[new], revision)), style="dim")
+    console.print(f"Times within a factor {apart:.2f} of each other may differ by drift alone.", style="dim")
     console.print(f"\n{escape(revision)}: {escape(str(before.get('recommendation', 'no recommendation')))}")
     console.print(f"now: {escape(after['recommendation'])}")
 
@@ -61,14 +65,14 @@ def _print_settings(console: Console, before: Summary, after: Summary, revision:
             console.print(escape(change), style="yellow")
 
 
-def _table(before: Summary, after: Summary, title: str) -> Table:
+def _table(before: Summary, after: Summary, title: str, apart: float) -> Table:
     table = Table(title=escape(title), title_justify="left", box=None, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("arm", no_wrap=True)
     for name in ("speedup", "now", "ms/token", "", "tok/step"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("output", overflow="fold")
     for name in dict.fromkeys([*before, *after]):
-        table.add_row(escape(name), *_difference(before.get(name), after.get(name)))
+        table.add_row(escape(name), *_difference(before.get(name), after.get(name), apart))
     return table
 
 
@@ -108,7 +112,7 @@ def _committed(path: Path, revision: str) -> dict[str, Any]:
         raise UserError("--compare", revision, f"valid JSON in its {path.name}") from error
 
 
-def _difference(old: dict[str, Any] | None, new: dict[str, Any] | None) -> list[str]:
+def _difference(old: dict[str, Any] | None, new: dict[str, Any] | None, apart: float) -> list[str]:
     if new is None:
         return ["gone"]
     if "failed" in new:
@@ -122,7 +126,7 @@ def _difference(old: dict[str, Any] | None, new: dict[str, Any] | None) -> list[
         _pair(times(old.get("speedup")) if old else "new", times(new.get("speedup"))),
         "" if None in bounds else f"{bounds[0]:.2f}–{bounds[1]:.2f}",
         _pair(fixed(times_old), fixed(times_new)),
-        _change(times_old, times_new),
+        _change(times_old, times_new, apart),
         "" if lengths == [None, None] else _pair(*map(fixed, lengths)),
         "[bold red]NOT LOSSLESS[/]"
         if new.get("lossless") is False
@@ -130,12 +134,12 @@ def _difference(old: dict[str, Any] | None, new: dict[str, Any] | None) -> list[
     ]
 
 
-def _change(old: float | None, new: float | None) -> str:
-    """Of time per token: negative is faster."""
-    if not old or new is None:
+def _change(old: float | None, new: float | None, apart: float) -> str:
+    """Of time per token: negative is faster; dim where drift alone may do it."""
+    if not old or not new:
         return ""
-    share = new / old - 1
-    return f"[{'red' if share > 0.02 else 'green' if share < -0.02 else 'dim'}]{share:+.1%}[/]"
+    colour = "red" if new / old > apart else "green" if old / new > apart else "dim"
+    return f"[{colour}]{new / old - 1:+.1%}[/]"
 
 
 def _pair(old: str, new: str) -> str:

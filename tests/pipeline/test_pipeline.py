@@ -269,8 +269,11 @@ def test_one_more_k_runs_one_more_arm_as_an_experiment(project: Path) -> None:
 def test_dvc_shows_figures_pictures_and_the_graph(project: Path, tmp_path: Path) -> None:
     (shown,) = json.loads(dvc(project, "metrics", "show", "--json").stdout).values()
     assert {f"results/{arm}/metrics.json" for arm in ARMS} | {"results/summary.json"} <= set(shown["data"])
-    dvc(project, "plots", "show", "-o", str(tmp_path))
-    page = (tmp_path / "index.html").read_text(encoding="utf-8")
+    for command in (["show"], ["diff", "HEAD"]):
+        drawn = dvc(project, "plots", *command, "-o", str(tmp_path / command[0]))
+        assert "WARNING" not in drawn.stdout + drawn.stderr
+    assert (tmp_path / "diff/index.html").read_text(encoding="utf-8").count("vegaEmbed(") == 6
+    page = (tmp_path / "show/index.html").read_text(encoding="utf-8")
     assert page.count("vegaEmbed(") == 6
     assert "chain-k2-b2" in page
     assert "tree@fork-2" in dvc(project, "dag").stdout

@@ -213,6 +213,9 @@ def test_hostile_text_stays_text(bad):
 def test_edge_data_still_makes_a_page(tmp_path, scenario):
     render(tmp_path, scenario)
     html = _without_script((tmp_path / "report/index.html").read_text())
+    drawn = "Share of drafted tokens accepted" in html
+    assert drawn is scenario.drafts
+    assert ("Nothing was drafted" in html) is not scenario.drafts
     assert not re.search(r"\b(nan|NaN|None|undefined|Infinity)\b", html)
     assert "One batch size was measured" in html
     json.loads((tmp_path / "results/summary.json").read_text())
@@ -262,6 +265,22 @@ def test_the_command_ends_with_one_line_and_a_status(tmp_path, monkeypatch, caps
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ")
     assert "models.json" in line
+
+
+def test_a_failed_arm_is_named_at_the_command_s_end_too(tmp_path, monkeypatch, capsys):
+    params = write_results(tmp_path, Scenario(failed={"chain-k3-b1": "killed by the kernel"}))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(
+        sys, "argv", ["report", "--params", str(params), "--recommended", str(tmp_path / "best.yaml")]
+    )
+    with pytest.raises(SystemExit) as ended:
+        run_cli(main)
+    assert ended.value.code == 2
+    captured = capsys.readouterr()
+    assert "FAILED chain-k3-b1: killed by the kernel" in " ".join(captured.out.split())
+    (line,) = captured.err.splitlines()
+    assert line.startswith("error: failed arms: 'chain-k3-b1'")
+    assert "FAILED: chain-k3-b1" in (tmp_path / "report/index.html").read_text()
 
 
 def test_every_way_of_measuring_is_on_the_page(good):
