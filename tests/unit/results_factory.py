@@ -65,6 +65,7 @@ class Scenario:
     text: str = "The answer is 42."
     device_name: str = "Synthetic CPU"
     source: str = "path:data/local/gsm8k"
+    target: str = "pypi:target==1.0"
     seed: int = 0
 
 
@@ -75,7 +76,7 @@ def write_results(folder: Path, scenario: Scenario) -> Path:
     params_file.write_text(yaml.safe_dump(_params(scenario)))
     params, results = load_params(params_file), folder / "results"
     write_json(results / "environment.json", _environment(scenario))
-    write_json(results / "models.json", _models())
+    write_json(results / "models.json", _models(scenario))
     rng = np.random.default_rng(scenario.seed)
     prompt_speed = 1 + 0.1 * rng.standard_normal(scenario.prompts)
     controls = itertools.cycle(scenario.controls or [None])
@@ -147,9 +148,9 @@ def _probe(factor: float) -> dict:
     }
 
 
-def _models() -> dict:
+def _models(scenario: Scenario) -> dict:
     target = {
-        "reference": "pypi:target==1.0",
+        "reference": scenario.target,
         "revision": "1.0",
         "weight_bytes": 270_000_000,
         "num_parameters": 135,
@@ -328,7 +329,7 @@ def _metrics(
         "at_temperature": {str(degree): figures[degree] for degree in degrees[1:]},
         "probe": {"before": _probe(1.0), "after": _probe(1 + scenario.drift)},
         "weight_bytes": 270_000_000,
-        "models": {"target": "pypi:target==1.0", "draft": "prune:0,1"},
+        "models": {"target": scenario.target, "draft": "prune:0,1"},
         "environment": _environment(scenario),
         "finished_at": "2026-01-01T00:00:00+00:00",
         "vllm_version": "0.15.0",

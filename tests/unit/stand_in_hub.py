@@ -16,22 +16,28 @@ class Hub(BaseHTTPRequestHandler):
     """A tiny/model, gated ones, and nothing else."""
 
     def do_GET(self):
-        path, folder = self.path.partition("?")[0], self.server.folder
+        path = self.path.partition("?")[0]
         if "/gated/" in path:
             return self.send(403, {"X-Error-Code": "GatedRepo"})
         if path.startswith("/api/models/tiny/model/revision/"):
             if not path.endswith(("/main", COMMIT)):
                 return self.send(404, {"X-Error-Code": "RevisionNotFound"})
-            files = [{"rfilename": one.name, "size": one.stat().st_size} for one in folder.iterdir()]
-            files.append({"rfilename": "original/params.json", "size": 1})
-            listing = {"id": "tiny/model", "sha": COMMIT, "siblings": files}
+            listing = {"id": "tiny/model", "sha": COMMIT, "siblings": self.listed()}
             return self.send(200, {"Content-Type": "application/json"}, json.dumps(listing).encode())
-        if path.startswith(f"/tiny/model/resolve/{COMMIT}/") and (folder / Path(path).name).is_file():
-            content = (folder / Path(path).name).read_bytes()
+        content = self.content(Path(path).name) if path.startswith(f"/tiny/model/resolve/{COMMIT}/") else None
+        if content is not None:
             return self.send(200, {"ETag": f'"{Path(path).name}"', "X-Repo-Commit": COMMIT}, content)
         return self.send(404, {"X-Error-Code": "RepoNotFound"})
 
     do_HEAD = do_GET
+
+    def listed(self) -> list[dict]:
+        files = [{"rfilename": one.name, "size": one.stat().st_size} for one in self.server.folder.iterdir()]
+        return [*files, {"rfilename": "original/params.json", "size": 1}]
+
+    def content(self, name: str) -> bytes | None:
+        file = self.server.folder / name
+        return file.read_bytes() if file.is_file() else None
 
     def send(self, code, headers, content=b""):
         self.send_response(code)
