@@ -125,16 +125,33 @@ def _faster(analysis: Analysis, best: ArmResult | None, kind: str, level: str) -
     question = "Is it faster here?"
     if best is None:
         return Answer(question, "No", "No arm could be compared with its output unchanged.", "bad")
-    baseline = analysis.baseline(best.name.max_num_seqs)
-    over = f"{best.evidence.n} pairs, interleaved" if best.by_interleaving else f"{best.speedup.n} prompts"
-    if analysis.drift and not best.by_interleaving:
-        over += " and the drift between engines"
-    detail = f"{level} {interval(best.evidence)}, over {over}. {setting(best).capitalize()}: "
-    detail += f"{milliseconds(best)} a token instead of {milliseconds(baseline)}."
+    detail = f"{_spread(analysis, best, level)}. {setting(best).capitalize()}: "
+    detail += "{} a token instead of {}.".format(*map(milliseconds, _times(analysis, best)))
     detail += "".join(_elsewhere(one, best) for one in analysis.others)
     tone = {"use": "good", "off": "bad", "undecided": "warn"}[kind]
     answer = {"use": times(best.evidence.value), "off": "Not surely", "undecided": "Undecided"}[kind]
     return Answer(question, answer, detail, tone)
+
+
+def _spread(analysis: Analysis, best: ArmResult, level: str) -> str:
+    """The interval of the evidence and what it is over."""
+    if not best.evidence.has_interval:
+        return interval(best.evidence).capitalize()
+    if best.by_interleaving:
+        over = f"{best.evidence.n} pairs, interleaved"
+    else:
+        over = f"{best.evidence.n} prompts" + (" and the drift between engines" if analysis.drift else "")
+    return f"{level} {interval(best.evidence)}, over {over}"
+
+
+def _times(analysis: Analysis, best: ArmResult) -> tuple[float | None, float | None]:
+    """Milliseconds a token of the arm and without drafts, measured as its evidence was."""
+    batch = best.name.max_num_seqs
+    if best.by_interleaving:
+        side = analysis.interleaved[batch]
+        return side.modes[best.name.name].time_per_token_ms, side.none_ms
+    baseline = analysis.baseline(batch)
+    return best.arm.metrics.time_per_token_ms, baseline.arm.metrics.time_per_token_ms if baseline else None
 
 
 def _elsewhere(other: Analysis, best: ArmResult) -> str:

@@ -52,8 +52,7 @@ def lossless_words(result: ArmResult) -> str:
     return f"{WORDS[found.verdict]} ({counts} of {found.num_compared})" if counts else WORDS[found.verdict]
 
 
-def milliseconds(result: ArmResult | None) -> str:
-    value = result.arm.metrics.time_per_token_ms if result else None
+def milliseconds(value: float | None) -> str:
     return "–" if value is None else f"{value:.2f} ms" if value < 10 else f"{value:.1f} ms"
 
 

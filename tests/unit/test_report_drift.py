@@ -10,7 +10,7 @@ from drifting_machine import MACHINES, TRUTH, simulate
 
 from stages.reporting.drift import drift_of, widened
 from stages.reporting.load import Run
-from stages.reporting.statistics import Bootstrap, Ratio, per_prompt, ratio_of
+from stages.reporting.statistics import Bootstrap, Ratio, per_prompt, ratio_of, split_repeats
 
 BOOTSTRAP = Bootstrap(confidence=0.95, resamples=200, seed=0)
 
@@ -61,6 +61,19 @@ def test_intervals_tell_no_more_of_a_difference_than_two_engines_of_one_setting_
         first, second = (per_prompt(run.arms[f"chain-k{k}-b4"].requests, True) for k in (1, 2))
         false_alarms.append(not drift.widen(ratio_of(first, second, BOOTSTRAP)).contains(1.0))
     assert sum(false_alarms) <= 2
+
+
+def test_the_baseline_against_itself_contains_one_on_every_machine():
+    """The A/A check with the interval that speedups have: even repeats against odd ones."""
+    rng, hits = np.random.default_rng(3), []
+    for machine in MACHINES:
+        for _ in range(8):
+            run = simulate(machine, rng)
+            drift = drift_of(run, BOOTSTRAP)
+            for batch in (1, 4):
+                ratio = split_repeats(run.arms[f"baseline-b{batch}"].requests, BOOTSTRAP)
+                hits.append(drift.widen(ratio).contains(1.0))
+    assert 0.93 < np.mean(hits) <= 1.0
 
 
 def test_the_spread_between_engines_is_pooled_within_batch_sizes():

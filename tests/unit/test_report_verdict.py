@@ -146,6 +146,7 @@ def test_one_prompt_gives_no_interval_and_says_so(report_on):
     analysis, verdict, summary = report_on(Scenario(prompts=1))
     assert verdict.kind == "undecided"
     assert "one prompt gives no interval" in verdict.sentence
+    assert verdict.answers[0].detail.startswith("No interval from one prompt. ")
     assert summary["arms"]["chain-k1-b1"]["speedup_low"] is None
     assert analysis.results["chain-k1-b1"].speedup.value > 1
 
@@ -215,6 +216,8 @@ def test_where_drift_swallows_the_effect_the_interleaved_measurement_decides(rep
     assert summary["best"]["speedup"] == pytest.approx(1.5, abs=0.03)
     assert summary["best"]["interleaved"] is True
     assert "interleaved in one engine, since separate engines" in verdict.sentence
+    drafted, plain = map(float, re.findall(r"([\d.]+) ms", verdict.answers[0].detail))
+    assert plain / drafted == pytest.approx(1.5, rel=0.03)  # the times of that engine, not of the others
     _, verdict, summary = report_on(replace(UNSTEADY, interleaved_speedup=0.9))
     assert verdict.kind == "off"
 
