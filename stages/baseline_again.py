@@ -31,7 +31,7 @@ def main() -> None:
     params = options.read_params(arguments)
     size = options.only_batch_size(params)
     plan = Arm.baseline(size).plan(params)
-    inputs = options.read_inputs(arguments, params, with_draft=False)
+    inputs = options.read_inputs(arguments, params, plan, with_draft=False)
     figures = measure(params, inputs, plan, arguments.results / FOLDER / f"b{size}")
     print(f"{FOLDER} b{size}: {figures['time_per_token_ms']:.2f} ms a token")
 

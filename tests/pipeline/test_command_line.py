@@ -64,6 +64,7 @@ def call(project: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     [
         (*BASELINE, "--target-model", "local/larger"),  # whatever draft params names
         (*BASELINE, "--tensor-parallel-size", "2"),
+        ("baseline_again", *BASELINE[1:]),
         CHAIN,
         (*TREE, "--num-speculative-tokens", "24"),
         (*TREE, "--tree", "fork", "--draft-model", "path:local/target", "--num-prompts", "1"),
@@ -75,7 +76,12 @@ def test_what_is_right_reaches_the_engine(call, command: tuple[str, ...]) -> Non
 
 
 @pytest.mark.parametrize(
-    ("stage", "flags"), [("baseline", SHARED_FLAGS), ("draft_model", SHARED_FLAGS + DRAFT_FLAGS)]
+    ("stage", "flags"),
+    [
+        ("baseline", SHARED_FLAGS),
+        ("baseline_again", SHARED_FLAGS),
+        ("draft_model", SHARED_FLAGS + DRAFT_FLAGS),
+    ],
 )
 def test_help_names_every_flag(stage: str, flags: tuple[str, ...]) -> None:
     done = python("-m", f"stages.{stage}", "--help")

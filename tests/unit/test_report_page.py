@@ -299,6 +299,20 @@ def test_every_way_of_measuring_is_on_the_page(good):
         assert words in markdown
 
 
+def test_a_peer_s_ratio_stands_in_no_column_of_speedups_over_vllm(good):
+    html = (good / "report/index.html").read_text()
+    speed = html[html.index('id="speed"') : html.index("Beside another program")]
+    rows = re.findall(r'<tr class="peer">(.*?)</tr>', speed, flags=re.DOTALL)
+    assert len(rows) == 2
+    assert not any("×" in row for row in rows)
+    assert all(" over its own plain generation" in line for line in _peer_ratios(good))
+
+
+def _peer_ratios(folder: Path) -> list[str]:
+    shown = (folder / "terminal.txt").read_text().splitlines()
+    return [line for line in shown if line.startswith("transformers") and "×" in line]
+
+
 def test_repeats_that_part_alike_share_a_row_and_tokens_are_read(good):
     analysis = analyse(load_run(load_params(good / "params.yaml"), good / "results"), good / "results")
     (row,) = divergences(analysis, {}.get).rows
