@@ -134,10 +134,11 @@ def read_inputs(
 
 
 def _is_prepared(entry: Any, reference: str) -> bool:
-    """Whether an entry of the manifest is of the model that is asked for, which is still there."""
-    if not isinstance(entry, dict) or entry.get("reference") != reference:
+    """Whether an entry of the manifest is whole and of the model that is asked for, which is still there."""
+    needed = {"reference", "path", "vocab_size", "weight_bytes", "pass_bytes"}
+    if not isinstance(entry, dict) or not needed <= entry.keys() or entry["reference"] != reference:
         return False
-    return Path(str(entry.get("path"))).is_dir()
+    return Path(str(entry["path"])).is_dir()
 
 
 def only_batch_size(params: Params) -> int:

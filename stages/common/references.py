@@ -119,6 +119,8 @@ def distilled(reference: str, target: Model, models_folder: Path) -> Model:
     if missing:
         expected = f"a folder that stages.distill_draft wrote: {folder / missing[0]} is missing"
         raise UserError("models.draft", reference, expected)
+    whole_record = "what stages.distill_draft writes, whole"
+    read_object(folder / "distill.json", whole_record)
     digests = "".join(sha256_of(folder / name) for name in _DISTILLED_FILES)
     revision = hashlib.sha256(digests.encode()).hexdigest()
     whole = models_folder / f"{_slug(target)}-{_slug_text(f'distilled:{folder.resolve().name}')}"
@@ -130,9 +132,15 @@ def distilled(reference: str, target: Model, models_folder: Path) -> Model:
     }
 
     def assemble(out: Path) -> None:
+        from safetensors import SafetensorError
+
         from stages.distillation.delta import assemble_draft  # torch takes seconds to import
 
-        assemble_draft(folder, target.path, out)
+        try:
+            assemble_draft(folder, target.path, out)
+        except (ValueError, KeyError, TypeError, SafetensorError) as error:
+            line = f"{type(error).__name__}: {error}"
+            raise UserError(reference, line, whole_record) from error
 
     return _made_once(reference, revision, whole, source, assemble)
 

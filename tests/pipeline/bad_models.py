@@ -33,6 +33,13 @@ def _huge(project: Path) -> None:
     os.truncate(project / DRAFT, 8 + len(header) + 2 * rows * columns)
 
 
+def _distilled(project: Path) -> None:
+    """A distilled draft whose record was cut off."""
+    for name in ("config.json", "model.safetensors", "draft_vocabulary.json"):
+        write(f"local/small/{name}", "{}")(project)
+    write("local/small/distill.json", '{"target": ')(project)
+
+
 def _draft(line: str, spoil=None) -> Mistake:
     return Mistake(CHAIN, line, spoil=spoil)
 
@@ -51,6 +58,11 @@ MODELS = {
     "no such distilled": Mistake(
         (*CHAIN, "--draft-model", "distilled:no"),
         "models.draft: 'distilled:no'; expected a folder that stages.distill",
+    ),
+    "torn distilled": Mistake(
+        (*CHAIN, "--draft-model", "distilled:local/small"),
+        "local/small/distill.json: '...'; expected what stages.distill_draft writes, whole",
+        spoil=_distilled,
     ),
     "no such layer": Mistake(
         (*CHAIN, "--draft-model", "prune:0,9"), "models.draft: 'prune:0,9'; expected ascending layers below 2"
