@@ -112,10 +112,14 @@ def drift(analysis: Analysis) -> Iterator[str]:
             "engines lie apart, and intervals are over prompts alone: too narrow on an unsteady machine."
         )
         return
+    controls = any(arm.control is not None for arm in analysis.run.arms.values())
+    again = [
+        *(["every drafted arm ends with it, its control"] if controls else []),
+        *(["the stock baseline does it again when all arms are done"] if analysis.run.again else []),
+    ]
     yield (
         "Baseline and arm run in engines of their own, minutes apart, and prompts do not show how far that "
-        "moves a time. The same undrafted work does: every drafted arm ends with it, its control, and the "
-        "stock baseline does it again when all arms are done."
+        f"moves a time. The same undrafted work does: {', and '.join(again)}."
     )
     for batch in analysis.batches:
         ratios = [one.ratio.value for one in found.at(batch)]

@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import itertools
+import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -75,6 +76,7 @@ def write_results(folder: Path, scenario: Scenario) -> Path:
     params_file.parent.mkdir(parents=True, exist_ok=True)
     params_file.write_text(yaml.safe_dump(_params(scenario)))
     params, results = load_params(params_file), folder / "results"
+    shutil.rmtree(results / "baseline_again", ignore_errors=True)  # of a scenario before, in the same folder
     write_json(results / "environment.json", _environment(scenario))
     write_json(results / "models.json", _models(scenario))
     rng = np.random.default_rng(scenario.seed)

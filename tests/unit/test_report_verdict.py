@@ -130,6 +130,18 @@ def test_engines_that_disagree_make_every_interval_between_engines_wider(report_
     assert peer["speedup_over_own_plain_high"] / peer["speedup_over_own_plain_low"] < 1.01
 
 
+def test_the_report_says_which_engines_did_the_work_again(report_on):
+    control, closing = "every drafted arm ends with it", "the stock baseline does it again"
+    for scenario, words in (
+        (Scenario(), (True, True)),
+        (Scenario(again=None), (True, False)),
+        (Scenario(controls=None), (False, True)),
+    ):
+        analysis, _, _ = report_on(scenario)
+        first = next(drift(analysis))
+        assert (control in first, closing in first) == words
+
+
 def summary_of_interval(analysis: Analysis) -> float:
     ratio = analysis.results["chain-k3-b1"].speedup
     return ratio.high / ratio.low - 1
