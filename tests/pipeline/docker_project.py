@@ -7,11 +7,19 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import pipeline_project
 import yaml
 from docker_daemon import ROOT
 
+VARIANT = os.environ.get("TEST_VARIANT", "cpu")
+IMAGE = f"treespec-test:{VARIANT}"
+REVISION = "of-the-tests"
 # Somebody who is in no passwd file; who is not root can only give files to themselves.
 UID, GID = (4242, 4343) if os.geteuid() == 0 else (os.getuid(), os.getgid())
+
+SOMEBODY = ("--user", f"{UID}:{GID}")
+
+LOCAL_MODELS = {"target": "path:local/target", "draft": "path:local/draft"}
 
 DVC_YAML = """
 stages:
@@ -33,22 +41,25 @@ pathlib.Path("results/metrics.json").write_text(json.dumps({"seed": seed}))
 """
 
 
-def tiny_params() -> str:
-    """The real params.yaml with a cheap draft and few, short answers."""
-    params = yaml.safe_load((ROOT / "params.yaml").read_text())
-    params["dataset"] |= {"sources": ["synthetic"], "num_prompts": 2}
-    params["models"]["draft"] = "prune:0,1,2,29"
-    params["engine"] |= {"device": "cpu", "dtype": "float32", "max_num_seqs": [1], "max_model_len": 512}
-    params["engine"] |= {"kv_cache_gib": 0.25, "enforce_eager": True}
-    params["sampling"] |= {"max_tokens": 8, "temperature": [0.0]}
-    params["speculation"] |= {
-        "chain": {"num_speculative_tokens": [2]},
-        "tree": {"names": ["fork"], "literals": {"fork": [[0], [1], [0, 0]]}},
-    }
-    params["measure"] |= {"warmup_prompts": 1, "repeats": 2, "interleaved": False}
-    params["peers"] = {"transformers": False}
-    params["report"] |= {"bootstrap_resamples": 200}
-    return yaml.safe_dump(params)
+def tiny_params() -> dict:
+    """The real params.yaml, its models too, with few and short answers."""
+    real = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    params = pipeline_project.tiny_params(Path("nowhere"))
+    params["dataset"]["sources"] = ["synthetic"]
+    params["models"] = real["models"]
+    params["engine"] |= {"device": "cpu", "max_num_seqs": [1], "max_model_len": 512, "kv_cache_gib": 0.25}
+    params["sampling"]["temperature"] = [0.0]
+    params["measure"]["interleaved"] = False
+    params["peers"]["transformers"] = False
+    return params
+
+
+def make_clone(folder: Path) -> Path:
+    """All of the pipeline in git, with an experiment on small random models, owned by root."""
+    project = pipeline_project.make_project(folder, Path("nowhere"))
+    pipeline_project.write_params(project, tiny_params() | {"models": LOCAL_MODELS})
+    pipeline_project.commit(project, "tiny experiment")
+    return project
 
 
 def make_project(folder: Path) -> Path:
@@ -79,6 +90,10 @@ def make_repository(project: Path) -> None:
     subprocess.run([*git, "-c", "init.defaultBranch=main", "init", "-q"], check=True)
     subprocess.run([*git, "add", "."], check=True)
     subprocess.run([*git, "commit", "-qm", "start"], check=True)
+
+
+def mounted(project: Path, mode: str = "rw") -> tuple[str, ...]:
+    return ("-v", f"{project}:/project:{mode}")
 
 
 def edit_params(project: Path, block: str, **values: object) -> None:
