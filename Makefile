@@ -32,7 +32,7 @@ report: $(READY)
 	python -m stages.report
 
 image:
-	docker build -f docker/Dockerfile -t treespec .
+	docker build -f docker/Dockerfile -t treespec --build-arg REVISION="$$(git describe --always --dirty)" .
 
 # Exactly what the locks say, and this project in place; anew when a lock, pyproject.toml or this file changes.
 $(READY): $(LOCKS) pyproject.toml Makefile | $(UV)
@@ -57,8 +57,11 @@ clean:
 	rm -rf $(VENV) data/gsm8k models/pypi-* models/path-* models/hf-*
 
 # Build and run the image for real: on Docker, or as root on Debian without it; minutes and 20 GB of disk.
+IMAGE_TEST := pytest tests/pipeline/test_docker.py tests/pipeline/test_docker_dvc.py -m slow -r NfE \
+    -o tmp_path_retention_policy=failed
+
 image-test: $(READY)
-	pytest tests/pipeline/test_docker.py -m slow
+	$(IMAGE_TEST)
 
 image-test-cuda: $(READY)
-	TEST_VARIANT=cuda pytest tests/pipeline/test_docker.py -m slow
+	TEST_VARIANT=cuda $(IMAGE_TEST)
