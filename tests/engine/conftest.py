@@ -42,10 +42,9 @@ def running_engine(
 
     llm = LLM(
         model=str(target),
-        worker_cls=CPU_WORKER,
         dtype="float32",
         disable_log_stats=False,
-        **{"enforce_eager": True, "max_model_len": 256, **arguments},
+        **{"worker_cls": CPU_WORKER, "enforce_eager": True, "max_model_len": 256, **arguments},
         speculative_config={
             "method": "draft_model",
             "model": str(draft),

@@ -7,6 +7,9 @@ import pytest
 from conftest import Client, running_engine
 
 from treespec.tree import TokenTree
+from treespec.vllm_plugin import CPU_WORKER
+
+STEADY_WORKER = "steady_worker.SteadyWorker"
 
 TREES = [
     TokenTree.chain(12),
@@ -15,12 +18,13 @@ TREES = [
 ]
 
 
-@pytest.fixture(scope="module")
-def client(tiny_target):
+@pytest.fixture(scope="module", params=[CPU_WORKER, STEADY_WORKER], ids=["eager", "steady"])
+def client(request, tiny_target):
     with running_engine(
         tiny_target,
         tiny_target,
         TREES[0],
+        worker_cls=request.param,
         max_num_seqs=4,
         max_num_batched_tokens=64,
         enable_prefix_caching=False,  # undrafted requests would leave blocks without draft keys

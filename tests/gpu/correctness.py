@@ -131,14 +131,13 @@ def main() -> int:
     batches = {1: models.prompts(1), 8: models.prompts(8)}
     trees = TREES if ON_GPU else dict(list(TREES.items())[:3])
     largest = list(trees.values())[-1]
-    reference = None
     common = {"dtype": "float32", "max_num_batched_tokens": 8192}
 
     def baseline(add):
-        nonlocal reference
         with running(models.target, **common) as client:
             reference = Reference(client, batches, max_tokens=1 + 60)
         add(ok=True, tree="stock", smallest_gap=min(g for each in reference.gaps[8] for g in each))
+        return reference
 
     def same_draft(add):
         with running(models.target, models.target, largest, **common) as client:
@@ -176,6 +175,29 @@ def main() -> int:
             check(add, client, reference, batches, "chain of 5", chain, same_draft=True)
             check(add, client, reference, batches, "5 nodes", trees["5 nodes"], same_draft=True)
 
+    def drawn(add):
+        """A draft that is its target draws from the target's distribution: next to nothing is rejected."""
+        drawing = {"additional_config": {"treespec": {"draft_sampling": "probabilistic"}}}
+        chain = TokenTree.chain(5)
+        for_steps = {"temperature": 1.0, "max_tokens": 61}
+        with running(models.target, models.target, chain, graphs=[1, 4, 8], **common, **drawing) as client:
+            for name, own in {"chain of 5": chain, "5 nodes": trees["5 nodes"]}.items():
+                for size, prompts in batches.items():
+                    client.stats()
+                    before = client.counters()
+                    client.generate(prompts, own, **for_steps)
+                    counters = client.counters().since(before)
+                    least = 0.98 * (counters.num_drafts - 2 * size) * likeliest_depth(own)
+                    accepted = counters.num_accepted_tokens
+                    per_draft = 1 + accepted / counters.num_drafts
+                    row = {"tree": name, "batch": size, "drafts": counters.num_drafts}
+                    add(
+                        ok=accepted >= least,
+                        **row,
+                        tokens_per_draft=per_draft,
+                        all_accepted=accepted >= least,
+                    )
+
     def everything_at_once(add):
         few_blocks = {"block_size": 32, "num_gpu_blocks_override": 32, "max_model_len": 512}
         limits = {**common, "max_num_batched_tokens": 128, "enable_prefix_caching": True, **few_blocks}
@@ -196,13 +218,14 @@ def main() -> int:
                 steps=client.metric("prefix_cache_hits"),
             )
 
-    sections.run("stock baseline", baseline, 60)
+    reference = sections.run("stock baseline", baseline, 60)
     if reference is not None:
+        if ON_GPU:
+            sections.run("draft = target, captured chains", chain_graphs, 40)
+            sections.run("draft = target, captured trees", graphs, 40)
+            sections.run("draft = target, captured draws", drawn, 40)
         sections.run("draft = target", same_draft, 60)
         sections.run("other draft, prefix cache, chunked prefill, preemption", everything_at_once, 40)
-        if ON_GPU:
-            sections.run("draft = target, captured trees", graphs, 40)
-            sections.run("draft = target, captured chains", chain_graphs, 40)
     sections.print_table()
     folder.cleanup()
     return 0 if sections.ok else 1

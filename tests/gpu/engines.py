@@ -1,11 +1,10 @@
-"""Engines that the GPU checks start: stock vLLM and the plugin, one process, one after another.
+"""Engines that the GPU checks start: stock vLLM and the plugin, one a section and so one a process.
 
 Without a GPU the same engines run with the CPU's worker and tiny models, to rehearse the scripts.
 """
 
 from __future__ import annotations
 
-import gc
 import os
 import time
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ os.environ.update(
         "VLLM_CPU_KVCACHE_SPACE": "1",
         "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
+        "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
     }
 )
 
@@ -30,7 +30,8 @@ from stages.common.counters import Counters
 from treespec.tree import TokenTree
 from treespec.vllm_plugin import CPU_WORKER, CUDA_WORKER
 
-ON_GPU = torch.cuda.is_available()
+torch.set_num_threads(1)  # threads of this process would be missing in those forked from it
+ON_GPU = torch.cuda.is_available()  # by NVML, see above: CUDA must not start before the sections fork
 UNDRAFTED = "none"
 
 
@@ -80,12 +81,9 @@ class Client:
             named = own if own in (None, UNDRAFTED) else list(own.parents)
             extra = None if named is None or self.stock else {"treespec": {"tree": named}}
             return SamplingParams(
-                temperature=0,
+                **{"temperature": 0, "ignore_eos": True, "detokenize": False, **params},
                 max_tokens=max_tokens,
-                ignore_eos=True,
-                detokenize=False,
                 extra_args=extra,
-                **params,
             )
 
         asked = [options(own) for own in (each or [tree] * len(prompts))]
@@ -106,7 +104,14 @@ class Client:
 
 @contextmanager
 def running(
-    target: Path, draft: Path | None = None, tree: TokenTree | None = None, *, stock=False, graphs=None, **kw
+    target: Path,
+    draft: Path | None = None,
+    tree: TokenTree | None = None,
+    *,
+    stock=False,
+    graphs=None,
+    draft_tp=1,
+    **kw,
 ):
     """graphs: batch sizes to capture decode steps for, None: eager. Prints how long the start took."""
     from vllm import LLM
@@ -143,6 +148,7 @@ def running(
             "method": "draft_model",
             "model": str(draft),
             "num_speculative_tokens": tree.num_nodes,
+            "draft_tensor_parallel_size": draft_tp,
         }
         if not stock:
             arguments["worker_cls"] = CUDA_WORKER if ON_GPU else CPU_WORKER
@@ -153,18 +159,3 @@ def running(
         yield client
     finally:
         client.llm.llm_engine.engine_core.shutdown()
-        client.llm = None
-        free()
-
-
-def free() -> None:
-    """Give an engine's memory and process groups back, so that the next can start."""
-    from vllm.distributed import cleanup_dist_env_and_memory
-    from vllm.v1.attention.selector import _cached_get_attn_backend
-
-    cleanup_dist_env_and_memory()
-    _cached_get_attn_backend.cache_clear()  # the CPU's worker stands in for a backend under its own name
-    gc.collect()
-    if ON_GPU:
-        torch.cuda.empty_cache()
-        print(f"  {torch.cuda.memory_allocated() / 2**30:.1f} GiB left behind", flush=True)

@@ -10,7 +10,9 @@ mkdir -p "$out"
 export PYTHONPATH="$PWD:$PWD/tests/unit${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
 status=0
 $python -m pytest tests/gpu/test_attention.py -q -p no:cacheprovider || status=1
-for script in correctness speed; do
+scripts="correctness speed"
+[ "$($python -c 'import torch; print(torch.cuda.device_count())')" -lt 2 ] || scripts="$scripts tensor_parallel"
+for script in $scripts; do
   $python "tests/gpu/$script.py" --out "$out/$script.json" --seconds "${SECONDS_EACH:-420}" || status=1
 done
 exit $status

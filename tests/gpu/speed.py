@@ -10,7 +10,10 @@ event times a step; overhead is what of the step is neither target nor draft.
 from __future__ import annotations
 
 import argparse
+import cProfile
+import io
 import json
+import pstats
 import statistics
 import sys
 import tempfile
@@ -18,7 +21,7 @@ import time
 from pathlib import Path
 
 import torch
-from engines import ON_GPU, UNDRAFTED, running, shaped_tree
+from engines import ON_GPU, running, shaped_tree
 from sections import Sections
 
 from treespec.tree import TokenTree
@@ -35,7 +38,8 @@ DRAFT = {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16
 REHEARSAL = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
              "num_key_value_heads": 2, "head_dim": 32, "vocab_size": 256}  # fmt: skip
 COUNTS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
-NUM_TOKENS, REPEATS = (96, 2) if ON_GPU else (12, 1)
+BATCHES = (1, 8)
+NUM_TOKENS, REPEATS = (64, 3) if ON_GPU else (12, 1)
 
 
 def write_shape(folder: Path, shape: dict) -> Path:
@@ -134,12 +138,25 @@ def host_calls(client, tree=None) -> dict[str, float]:
     return {name: counts[name] / steps for name in names if name in counts}
 
 
+def host_profile(client, steps: int = 60) -> str:
+    """Where the host's time goes while it decodes: Python's own profile, the costliest first."""
+    client.generate(prompts(1), max_tokens=4)
+    profiler = cProfile.Profile()
+    profiler.runcall(client.generate, prompts(1), max_tokens=steps)
+    text = io.StringIO()
+    statistics_ = pstats.Stats(profiler, stream=text)
+    statistics_.sort_stats("cumulative").print_stats(45)
+    statistics_.sort_stats("tottime").print_stats(25)
+    return text.getvalue()
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seconds", type=float, default=420)
+    parser.add_argument("--look", action="store_true", help="print profiles of the host, too")
     arguments = parser.parse_args()
     sections = Sections(arguments.out, arguments.seconds)
     temporary = tempfile.TemporaryDirectory()
@@ -147,64 +164,42 @@ def main() -> int:
     target, draft = write_shape(folder / "target", TARGET), write_shape(folder / "draft", DRAFT)
     common = {"dtype": "bfloat16", "load_format": "dummy", "max_num_batched_tokens": 4096}
     trees = {"16 nodes": shaped_tree(16, 5), "64 nodes": shaped_tree(64, 6)}
-    largest = trees["64 nodes"]
 
     def baseline(add):
         limits = {**common, "max_num_seqs": 512, "max_num_batched_tokens": 8192} if ON_GPU else common
         with running(target, graphs=list(COUNTS), **limits) as client:
-            for batch in (1, 8):
+            for batch in BATCHES:
                 add(arm="baseline", graphs=True, batch=batch, **step_cost(client, batch))
             if ON_GPU:
-                curve = sections.record["target_forward"] = forward_ms(client)
-                for count, cost in curve.items():
+                for count, cost in forward_ms(client).items():
                     add(arm=f"forward {count}", graphs=True, **cost)
 
-    def chain(k: int, stock: bool, graphs: bool):
+    def arm(name: str, tree: TokenTree, stock: bool = False, graphs: bool = True, look: bool = False):
         def section(add):
-            sizes = [1, 8] if graphs else None
-            with running(target, draft, TokenTree.chain(k), stock=stock, graphs=sizes, **common) as client:
-                arm = f"{'stock' if stock else 'plugin'} chain {k}"
-                for batch in (1, 8) if graphs else (1,):
-                    add(arm=arm, graphs=graphs, batch=batch, **step_cost(client, batch))
-                if ON_GPU and k == 5:
-                    sections.record.setdefault("host_calls", {})[f"{arm} graphs {graphs}"] = host_calls(
-                        client
-                    )
+            sizes = list(BATCHES) if graphs and ON_GPU else None
+            with running(target, draft, tree, stock=stock, graphs=sizes, **common) as client:
+                for batch in BATCHES if graphs else BATCHES[:1]:
+                    add(arm=name, graphs=graphs, batch=batch, **step_cost(client, batch))
+                if look and ON_GPU:
+                    print(host_profile(client), flush=True)
+                    add(arm=f"{name}, host calls a step", graphs=graphs, batch=1, calls=host_calls(client))
 
         return section
 
-    def tree(name: str):
-        def section(add):
-            with running(target, draft, trees[name], graphs=[1, 8], **common) as client:
-                for batch in (1, 8):
-                    add(arm=f"plugin {name}", graphs=True, batch=batch, **step_cost(client, batch))
-                if ON_GPU and name == "16 nodes":
-                    sections.record.setdefault("host_calls", {})[name] = host_calls(client)
-
-        return section
-
-    def eager(add):
-        with running(target, draft, largest, **common) as client:
-            shapes = {"chain 3": TokenTree.chain(3), "chain 5": TokenTree.chain(5), **trees}
-            for name, own in {"no draft": UNDRAFTED, **shapes}.items():
-                add(arm=f"plugin {name}", graphs=False, batch=1, **step_cost(client, 1, own))
-
+    chain = TokenTree.chain(5)
+    plans = [
+        ("plugin chain 5, graphs", arm("plugin chain 5", chain, look=arguments.look), 60),
+        ("stock chain 5, graphs", arm("stock chain 5", chain, stock=True, look=arguments.look), 60),
+        ("plugin 16 nodes, graphs", arm("plugin 16 nodes", trees["16 nodes"], look=arguments.look), 60),
+        ("plugin 64 nodes, graphs", arm("plugin 64 nodes", trees["64 nodes"]), 60),
+        ("plugin chain 5, eager", arm("plugin chain 5", chain, graphs=False), 60),
+        ("stock chain 5, eager", arm("stock chain 5", chain, stock=True, graphs=False), 60),
+        ("plugin chain 3, graphs", arm("plugin chain 3", TokenTree.chain(3)), 60),
+    ]
     sections.run("baseline and target forward, graphs", baseline, 60)
-    if ON_GPU:
-        sections.run("stock chain 5, graphs", chain(5, stock=True, graphs=True), 40)
-    sections.run("plugin chain 5, graphs", chain(5, stock=False, graphs=ON_GPU), 40)
-    if ON_GPU:
-        sections.run("plugin 16 nodes, graphs", tree("16 nodes"), 40)
-        sections.run("stock chain 5, eager", chain(5, stock=True, graphs=False), 40)
-    sections.run("plugin, eager", eager, 60)
-    if ON_GPU:
-        sections.run("plugin 64 nodes, graphs", tree("64 nodes"), 40)
-        sections.run("stock chain 3, graphs", chain(3, stock=True, graphs=True), 40)
-        sections.run("plugin chain 3, graphs", chain(3, stock=False, graphs=True), 40)
-        sections.run("stock chain 3, eager", chain(3, stock=True, graphs=False), 40)
+    for name, section, seconds in plans if ON_GPU else [plans[0], plans[2]]:
+        sections.run(name, section, seconds)
     sections.print_table()
-    for arm, calls in sections.record.get("host_calls", {}).items():
-        print(arm, {name: round(count, 1) for name, count in calls.items()})
     temporary.cleanup()
     return 0 if sections.ok else 1
 

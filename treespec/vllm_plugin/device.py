@@ -23,6 +23,10 @@ class Device(ABC):
     def tree_only(self, builder: Any, common: Any, queries: TreeQueries) -> Any:
         """Attention metadata of a forward pass whose rows all attend along `queries`."""
 
+    def steady_drafter(self, levels: Any, config: Any) -> Any:
+        """Drafting of a fixed shape (`cuda.graphs.DraftGraphs`); None where that saves nothing."""
+        return None
+
     @abstractmethod
     def move_kv(self, caches: Tensor, sources: Tensor, targets: Tensor) -> None:
         """Copy cache slots in all layers at once, as if read before written.

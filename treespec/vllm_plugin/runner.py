@@ -22,7 +22,7 @@ from treespec.vllm_plugin.attention import TreeQueries
 from treespec.vllm_plugin.device import Device
 from treespec.vllm_plugin.parallel import RankCheck
 from treespec.vllm_plugin.plan import draft_plan
-from treespec.vllm_plugin.proposer import TreeProposer
+from treespec.vllm_plugin.proposer import TreeProposer, Wanted
 from treespec.vllm_plugin.requests import is_plain, tree_of
 from treespec.vllm_plugin.state import DraftState
 from treespec.vllm_plugin.timing import StepClock
@@ -224,7 +224,9 @@ class TreeRunnerMixin:
         drafts: list[list[int]] = [[] for _ in batch.req_ids]
         if index:
             with self.drafter.in_draft_group():
-                drafted = self.drafter.draft(np.asarray(index), np.asarray(start), np.asarray(end), trees)
+                drafted = self.drafter.draft(
+                    Wanted(np.asarray(index), np.asarray(start), np.asarray(end), trees)
+                )
             for i, stop, draft in zip(index, end, drafted, strict=True):
                 state = self.states[batch.req_ids[i]]
                 state.num_computed = stop

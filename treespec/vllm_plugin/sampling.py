@@ -17,11 +17,9 @@ from vllm.v1.sample.ops.topk_topp_sampler import apply_top_k_top_p
 _GREEDY_BELOW = 1e-5  # vllm/v1/sample/sampler.py: _SAMPLING_EPS
 
 
-def greedy_requests(metadata: SamplingMetadata, num_reqs: int, device: torch.device) -> Tensor:
-    """bool [num_reqs]; requests at temperature 0."""
-    if metadata.temperature is None:
-        return torch.ones(num_reqs, dtype=torch.bool, device=device)
-    return metadata.temperature[:num_reqs] < _GREEDY_BELOW
+def greedy_requests(metadata: SamplingMetadata) -> Tensor:
+    """Requests at temperature 0, in a batch that has others. bool [num_reqs]"""
+    return metadata.temperature < _GREEDY_BELOW
 
 
 def processed_probs(logits: Tensor, metadata: SamplingMetadata, request: Tensor) -> Tensor:

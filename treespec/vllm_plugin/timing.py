@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from treespec.vllm_plugin.device import Device
@@ -12,13 +14,15 @@ PARTS = ("target_forward", "verify", "compact", "draft_forward", "draft_choose")
 class StepClock:
     """Sums the spans between stamps by part; spans are read only when somebody asks.
 
-    `draft_forward` is the draft's model and head, `draft_choose` the rest of drafting.
+    `draft_forward` is the draft's model and head, `draft_choose` the choice of children; captured as one
+    graph, both are `draft_forward`.
     """
 
     MAX_PENDING = 4096
 
     def __init__(self, device: Device):
         self._device = device
+        self._is_paused = False
         self.reset()
 
     def reset(self) -> None:
@@ -27,11 +31,22 @@ class StepClock:
         self.num_steps = 0
         self.num_draft_passes = 0
 
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """No spans in here: what is captured in a graph runs at other times than it is described."""
+        self._is_paused = True
+        try:
+            yield
+        finally:
+            self._is_paused = False
+
     def start(self) -> Any:
-        return self._device.stamp()
+        return None if self._is_paused else self._device.stamp()
 
     def stop(self, part: str, start: Any) -> Any:
         """Close the span that `start` opened; the returned stamp opens the next."""
+        if self._is_paused:
+            return None
         end = self._device.stamp()
         self._pending.append((part, start, end))
         if len(self._pending) > self.MAX_PENDING:

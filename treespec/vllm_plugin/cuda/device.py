@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from vllm.config import CUDAGraphMode
 
 from treespec.vllm_plugin.cuda.attention import DraftTritonBackend
+from treespec.vllm_plugin.cuda.graphs import DraftGraphs
 from treespec.vllm_plugin.device import Device
 from treespec.vllm_plugin.timing import StepClock
 
@@ -25,6 +27,11 @@ class CUDADevice(Device):
         metadata = builder.build(common_prefix_len=0, common_attn_metadata=common)
         builder.attend_level(metadata, queries)
         return metadata
+
+    def steady_drafter(self, levels, config) -> DraftGraphs | None:
+        if config.compilation_config.cudagraph_mode == CUDAGraphMode.NONE:  # enforce_eager, too
+            return None
+        return DraftGraphs(levels, config)
 
     def move_kv(self, caches: Tensor, sources: Tensor, targets: Tensor) -> None:
         """caches: [num_layers, num_blocks, 2, block_size, num_kv_heads, head_size]"""

@@ -50,6 +50,14 @@ class CUDATreeRunner(TreeRunnerMixin, GPUModelRunner):
                 builder.show(tree)
         return result
 
+    def capture_model(self) -> int:
+        size = super().capture_model()
+        if self.drafter.steady is not None:
+            num_blocks = self.input_batch.block_table[0].get_device_tensor(1).shape[1]
+            with self.drafter.in_draft_group():
+                self.drafter.steady.capture(self.drafter.tree, num_blocks)
+        return size
+
     def _common_tree(self) -> TokenTree | None:
         """The tree along which every row of the step attends; None: there are several."""
         queries = self.round.queries if self.round else None
