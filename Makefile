@@ -1,6 +1,7 @@
-# make repro | test | lint | report | image | locks      Everything they need goes into .venv, by hash.
+# make repro | sweep | test | lint | report | image | locks      Everything they need goes into .venv, by hash.
 #
 #   make repro PROFILE=llama-3.3-70b     another experiment: profiles/*.yaml, copied over params.yaml
+#   make sweep                           every k and five trees against what auto chooses, into results/sweep
 #   make test PYTHON=python3.12          any Python 3.11 to 3.13; python3 unless said
 PYTHON ?= python3
 VENV := .venv
@@ -13,13 +14,16 @@ COMPILE := $(UV) pip compile -q
 BY_HASH := --universal --python-version 3.11 --generate-hashes
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: repro test lint report image image-test image-test-cuda locks clean
+.PHONY: repro sweep test lint report image image-test image-test-cuda locks clean
 
 repro: $(READY)
 ifdef PROFILE
 	cp profiles/$(PROFILE).yaml params.yaml
 endif
 	dvc repro
+
+sweep: $(READY)
+	python -m stages.sweep
 
 test: lint
 	pytest -m "not slow and not gpu"

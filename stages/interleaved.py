@@ -7,9 +7,9 @@ max_num_seqs prompts is answered in all modes one right after the other, in an o
 what drifts with the machine or the engine cancels within the group. At the first temperature.
 
 Writes results/interleaved/b<max_num_seqs>/metrics.json and requests.parquet: the usual columns, the mode, the
-group, and the seconds its group took. One that died goes on after the last group it answered in all modes.
-Where measure.interleaved is false, or there is no plugin to switch
-modes, that is all that they say.
+group, and what its group took: seconds, drafts and accepted tokens. One that died goes on after the last
+group it answered in all modes. Where measure.interleaved is false, or there is no plugin to switch modes,
+that is all that they say.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ import numpy as np
 from tqdm import tqdm
 
 from stages.common import metrics, options
+from stages.common.counters import Counters
 from stages.common.engine import EnginePlan
 from stages.common.errors import UserError, run_cli
 from stages.common.failure import failure_noted
@@ -40,7 +41,7 @@ from stages.common.trees import chain_name, chain_of, tree_of
 from treespec.tree import TokenTree
 from treespec.vllm_plugin import VLLM_VERSION
 
-COLUMNS = ("mode", "group", "group_wall_time_s")
+COLUMNS = ("mode", "group", "group_wall_time_s", "group_num_drafts", "group_num_accepted_tokens")
 Modes = dict[str, TokenTree | str]
 
 
@@ -141,10 +142,17 @@ def run_groups(
 
     def answer(repeat: int, group: int, own: list[str]) -> Piece:
         runner.llm.collective_rpc("treespec_stats", args=(True,))
-        passes = {
-            mode: asdict(runner.run(repeat, None, indices=groups[group], tree=modes[mode])) for mode in own
-        }
-        return {"passes": passes, "stats": runner.llm.collective_rpc("treespec_stats")[0]}
+        passes, accepted = {}, {}
+        for mode in own:
+            before = Counters.read(runner.llm)
+            passes[mode] = asdict(runner.run(repeat, None, indices=groups[group], tree=modes[mode]))
+            counted = Counters.read(runner.llm).since(before)
+            accepted[mode] = {
+                "group_num_drafts": counted.num_drafts,
+                "group_num_accepted_tokens": counted.num_accepted_tokens,
+            }
+        stats = runner.llm.collective_rpc("treespec_stats")[0]
+        return {"passes": passes, "accepted": accepted, "stats": stats}
 
     pieces = [
         journal.once(f"repeat {repeat}, group {group}", partial(answer, repeat, group, own))
@@ -154,8 +162,9 @@ def run_groups(
     for (_, group, own), piece in zip(blocks, pieces, strict=True):
         for mode in own:
             done = pass_of(piece["passes"][mode])
+            took = {"group_wall_time_s": done.wall_time_s, **piece["accepted"][mode]}
             for request in done.requests:
-                request |= {"mode": mode, "group": group, "group_wall_time_s": done.wall_time_s}
+                request |= {"mode": mode, "group": group, **took}
             passes[mode].append(done)
     return passes, total([piece["stats"] for piece in pieces])
 

@@ -225,6 +225,7 @@ def write_requests(passes: Sequence[Pass], path: Path, more: Sequence[str] = ())
         "mode": pa.string(),
         "group": pa.int32(),
         "group_wall_time_s": pa.float64(),
+        **dict.fromkeys(("group_num_drafts", "group_num_accepted_tokens"), pa.int32()),
     }
     fields |= {name: others[name] for name in more}
     rows = [request for one in passes for request in one.requests]

@@ -70,8 +70,8 @@ def draw(tables: dict[str, pd.DataFrame], context: str) -> dict[str, Figure]:
     }
     return {
         name: Figure(
-            wide=_svg(make(frame, WIDE), f"{name}-wide"),
-            narrow=_svg(make(frame, NARROW), f"{name}-narrow"),
+            wide=render(make(frame, WIDE), f"{name}-wide"),
+            narrow=render(make(frame, NARROW), f"{name}-narrow"),
             alt=f"{text} {context}",
         )
         for name, (make, frame, text) in makers.items()
@@ -110,7 +110,7 @@ def _several_batches(frame: pd.DataFrame) -> pd.DataFrame:
     return known if known["max_num_seqs"].nunique() > 1 else known.iloc[:0]
 
 
-def _svg(chart: alt.TopLevelMixin, name: str) -> str:
+def render(chart: alt.TopLevelMixin, name: str) -> str:
     """Rendered by vl-convert; ids made unique on a page, and free to shrink with it."""
     text = vl_convert.vegalite_to_svg(theme.styled(chart).to_dict(validate=False), vl_version=VEGALITE)
     text = re.sub(r'(id="|url\(#|xlink:href="#)', rf"\g<1>{name}-", text)
