@@ -1,7 +1,8 @@
-# make repro | sweep | test | lint | report | image | locks      Everything they need goes into .venv, by hash.
+# make repro | sweep | tune | test | lint | report | image | locks      Everything they need goes into .venv, by hash.
 #
 #   make repro PROFILE=llama-3.3-70b     another experiment: profiles/*.yaml, copied over params.yaml
 #   make sweep                           every k and five trees against what auto chooses, into results/sweep
+#   make tune                            the baseline over dtype, compilation and threads, into results/tuning.json
 #   make test PYTHON=python3.12          any Python 3.11 to 3.13; python3 unless said
 PYTHON ?= python3
 VENV := .venv
@@ -14,7 +15,7 @@ COMPILE := $(UV) pip compile -q
 BY_HASH := --universal --python-version 3.11 --generate-hashes
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: repro sweep test lint report image image-test image-test-cuda locks clean
+.PHONY: repro sweep tune test lint report image image-test image-test-cuda locks clean
 
 repro: $(READY)
 ifdef PROFILE
@@ -24,6 +25,9 @@ endif
 
 sweep: $(READY)
 	python -m stages.sweep
+
+tune: $(READY)
+	python -m stages.tune
 
 test: lint
 	pytest -m "not slow and not gpu"
