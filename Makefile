@@ -15,7 +15,7 @@ COMPILE := $(UV) pip compile -q
 BY_HASH := --universal --python-version 3.11 --generate-hashes
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: repro sweep tune test lint report image image-test image-test-cuda locks clean
+.PHONY: repro sweep tune test test-slow lint report image image-test image-test-cuda locks clean
 
 repro: $(READY)
 ifdef PROFILE
@@ -31,6 +31,10 @@ tune: $(READY)
 
 test: lint
 	pytest -m "not slow and not gpu"
+
+# What takes minutes: two ranks through the stages, split drafts. Images have targets of their own below.
+test-slow: $(READY)
+	pytest -m "slow and not gpu" --ignore tests/pipeline/test_docker.py
 
 lint: $(READY)
 	ruff check .

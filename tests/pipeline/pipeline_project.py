@@ -20,6 +20,7 @@ COPIED = (".dvc/.gitignore", ".dvc/config", ".dvc/plots", ".dvcignore", ".gitign
 COPIED += ("models/draft/README.md", "stages", "treespec", "trees")
 MAX_TOKENS = 8
 TREE = {"fork": [[0], [1], [0, 0]]}
+ANOTHER = {"flat": [[0], [1]]}  # that no arm names yet
 
 
 def make_project(folder: Path, gsm8k: Path) -> Path:
@@ -51,7 +52,7 @@ def tiny_params(gsm8k: Path) -> dict:
     params["calibration"] = {"num_prompts": 4, "rounds": 1, "max_step_tokens": 8, "max_nodes": 4}
     params["speculation"] |= {
         "chain": {"num_speculative_tokens": [2]},
-        "tree": {"names": list(TREE), "literals": TREE},
+        "tree": {"names": list(TREE), "literals": TREE | ANOTHER},
     }
     params["measure"] = {"warmup_prompts": 1, "repeats": 1, "interleaved": True}
     params["peers"] = {"transformers": True}

@@ -250,17 +250,13 @@ def test_another_machine_measures_again(project: Path) -> None:
     assert {"baseline@2", "chain@2-2", "tree@fork-2"} < stages_run(dvc(project, "repro", "--dry").stdout)
 
 
-def test_one_more_k_runs_one_more_arm_as_an_experiment(project: Path) -> None:
+def test_one_more_k_and_one_more_tree_run_no_other_arm_as_an_experiment(project: Path) -> None:
     """And the machine is the first one again, whose figures still hold."""
-    done = dvc(project, "exp", "run", "-n", "longer", "-S", "speculation.chain.num_speculative_tokens=[2,3]")
-    assert stages_run(done.stdout) == ALWAYS | {
-        "grow_chain@3-2",
-        "chain@3-2",
-        "baseline_again@2",
-        "interleaved@2",
-        "report",
-    }
-    assert "chain-k3-b2" in read_strict(project / "results/summary.json")["arms"]
+    more = ("speculation.chain.num_speculative_tokens=[2,3]", "speculation.tree.names=[fork,flat]")
+    done = dvc(project, "exp", "run", "-n", "longer", "-S", more[0], "-S", more[1])
+    own = {"grow_chain@3-2", "chain@3-2", "grow_tree@flat-2", "tree@flat-2"}
+    assert stages_run(done.stdout) == ALWAYS | own | {"baseline_again@2", "interleaved@2", "report"}
+    assert {"chain-k3-b2", "tree-flat-b2"} <= set(read_strict(project / "results/summary.json")["arms"])
     assert "longer" in dvc(project, "exp", "show", "--csv").stdout
     changed = json.loads(dvc(project, "metrics", "diff", "--json").stdout)
     assert "arms.chain-k3-b2.speedup" in changed["results/summary.json"]
