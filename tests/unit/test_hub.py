@@ -14,12 +14,13 @@ from tiny_models import make_llama
 
 ROOT = Path(__file__).resolve().parents[2]
 ASK = """
-import json, sys
+import json, os, sys
+from pathlib import Path
 from stages.common.errors import UserError
 from stages.common.references import resolve
 for reference in sys.argv[1:]:
     try:
-        model = resolve(reference, None, {})
+        model = resolve(reference, Path(os.environ["HF_HOME"]), {})
         print(json.dumps([model.revision, sorted(path.name for path in model.path.iterdir())]))
     except UserError as error:
         print(json.dumps(str(error)))

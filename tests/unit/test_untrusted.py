@@ -34,12 +34,13 @@ ESCAPES = (
     "a/escaped.json",
 )
 RESOLVE = """
-import sys
+import os, sys
+from pathlib import Path
 from stages.common.errors import UserError
 from stages.common.references import resolve
 for reference in sys.argv[1:]:
     try:
-        print(resolve(reference, None, {}).path)
+        print(resolve(reference, Path(os.environ["HF_HOME"]), {}).path)
     except UserError as error:
         print(error)
 """
