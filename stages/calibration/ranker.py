@@ -31,12 +31,13 @@ class DraftRanker:
         catch_up = drafter._catch_up
         self._noted: dict[str, Noted] = {}
 
-        def noting(table, rows, index, start, end):
-            hidden, last = catch_up(table, rows, index, start, end)
-            self._note(hidden, index.tolist(), start.tolist(), end.tolist())
+        def noting(table, rows, wanted):
+            hidden, last = catch_up(table, rows, wanted)
+            self._note(hidden, wanted.index.tolist(), wanted.start.tolist(), wanted.end.tolist())
             return hidden, last
 
         drafter._catch_up = noting
+        self._steady, drafter.steady = drafter.steady, None  # a captured graph catches up on its own
 
     def stop_ranking(self) -> list[tuple[list[int], list[int], list[int]]]:
         """Prompt, answer and ranks of every request since the start, in order of arrival.
@@ -44,7 +45,9 @@ class DraftRanker:
         A rank is the number of candidates the draft preferred; -1: the token is not in the draft's
         vocabulary. The tokens of a request's last step are missing: nothing was drafted behind them.
         """
-        del self.model_runner.drafter._catch_up
+        drafter = self.model_runner.drafter
+        del drafter._catch_up
+        drafter.steady = self._steady
         return [(one.prompt_ids, one.answer_ids, one.ranks) for one in self._noted.values()]
 
     def _note(self, hidden, index: list[int], start: list[int], end: list[int]) -> None:
