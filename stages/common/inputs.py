@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from stages.common import gsm8k
+from stages.common.engine import DEFAULT_BATCHED_TOKENS
 from stages.common.environment import host_id
 from stages.common.errors import UserError
 from stages.common.params import Params
@@ -44,6 +45,7 @@ class Inputs:
             raise UserError("models.target: tokenizer", line, "one that reads the questions") from error
         gsm8k.check_lengths(prompts, params.sampling.max_tokens, params.engine.max_model_len)
         gsm8k.check_tokens(prompts, self.manifest["target"]["vocab_size"])
+        _check_whole_prompts(prompts, params)
         return tokenizer, prompts
 
     def head(self, params: Params, max_num_seqs: int) -> dict[str, Any]:
@@ -71,6 +73,20 @@ class Inputs:
             "measured_at": probes["before"]["when"],
             "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
         }
+
+
+def _check_whole_prompts(prompts: list[list[int]], params: Params) -> None:
+    """Refuse what could cut a prompt in parts on cpu, where vLLM 0.15.0 dies of one with a seed of its own.
+
+    It takes back the seed's last draw after every part, and a CPU's generator cannot (`_bookkeeping_sync`).
+    """
+    engine = params.engine
+    if engine.device != "cpu" or not any(params.sampling.temperature):
+        return
+    needed = min(max(engine.max_num_seqs), len(prompts)) * max(map(len, prompts))
+    if needed > (engine.max_num_batched_tokens or DEFAULT_BATCHED_TOKENS):
+        expected = f"at least {needed} on cpu where sampling.temperature is above 0: every prompt in one step"
+        raise UserError("engine.max_num_batched_tokens", engine.max_num_batched_tokens, expected)
 
 
 def sampling_at(params: Params, temperature: float) -> dict[str, Any]:

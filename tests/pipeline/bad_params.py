@@ -151,6 +151,10 @@ COMBINATIONS = {
     "several batches": _params(
         "--max-num-seqs: '(absent)'; expected one of [1, 4]", ("baseline",), engine__max_num_seqs=[1, 4]
     ),
+    "a sampled prompt in parts": _params(
+        "engine.max_num_batched_tokens: 64; expected at least ... on cpu where sampling.temp",
+        engine__max_num_batched_tokens=64,
+    ),
     "a step smaller than the trees": _params(
         "engine.max_num_batched_tokens: 7; expected at least 8: 2 sequences x (3 + 1)",
         TREE,
