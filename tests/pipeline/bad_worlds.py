@@ -126,7 +126,7 @@ DEVICES = {
     ),
     "pipeline stages beside a draft": Mistake(
         CHAIN,
-        "engine.pipeline_parallel_size: 2; expected 1: the accepted path of a draft is known on the last",
+        "engine.pipeline_parallel_size: 2; expected 1 beside a draft model",
         CUDA | {"engine.pipeline_parallel_size": 2},
         pretend=gpus(2),
     ),
