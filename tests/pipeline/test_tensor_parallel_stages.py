@@ -42,7 +42,7 @@ def test_two_ranks_end_to_end(tmp_path: Path, gsm8k_folder: Path) -> None:
         assert done.returncode == 0, (name, done.stderr[-3000:])
         said[name] = done.stderr
         rows = pyarrow.parquet.read_table(results / folder / "requests.parquet").to_pylist()
-        answers[name] = [row["output_token_ids"] for row in rows]
+        answers[name] = {(row["prompt_index"], tuple(row["output_token_ids"])) for row in rows}
         if stage == "draft_model":
             metrics = json.loads((results / folder / "metrics.json").read_text(encoding="utf-8"))
             assert metrics["speculation"]["num_accepted_tokens"] > 0, name
