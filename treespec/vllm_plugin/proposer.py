@@ -50,14 +50,17 @@ class Wanted:
 
     @property
     def common_tree(self) -> TokenTree | None:
-        """The tree of every request, if it is one."""
-        trees = set(self.trees)
+        """The tree of all that are drafted for, if it is one."""
+        trees = {tree for tree in self.trees if tree is not None}
         return trees.pop() if len(trees) == 1 else None
 
     @property
     def is_steady(self) -> bool:
         """Whether the draft lacks two tokens of each request at most, a whole accepted path's."""
         return bool((self.end - self.start <= 2).all() and (self.end >= 2).all())
+
+
+Drafted = tuple[Group, dict[int, int]]  # a group, and its row of each request of `Wanted`
 
 
 class TreeProposer(DraftModelProposer):
@@ -109,17 +112,15 @@ class TreeProposer(DraftModelProposer):
         if len(wanted.index) != len(rows):
             rows = rows[self._on_device(wanted.index)]
         allocated = np.minimum(table.num_blocks_per_row[wanted.index] * table.block_size, self.max_model_len)
-        steady = self._draft_steady(table, rows, wanted, allocated)
-        if steady is not None:
-            members, groups = [range(len(wanted.index))], [steady]
-        else:
-            members, groups = self._draft_eagerly(table, rows, wanted, allocated)
-        self.clock.num_draft_passes += max([1, *(len(group.plan.levels) for group in groups)])
+        drafted = self._draft_steady(table, rows, wanted, allocated) or self._draft_eagerly(
+            table, rows, wanted, allocated
+        )
+        self.clock.num_draft_passes += max([1, *(len(group.plan.levels) for group, _ in drafted)])
         drafts: list[Draft | None] = [None] * len(wanted.index)
-        for group, chosen in zip(groups, members, strict=True):
+        for group, members in drafted:
             probs = None if group.draws is None else torch.cat(group.draws.probs, dim=1)
-            token_ids = group.token_ids[: len(chosen)].tolist()
-            for row, member in enumerate(chosen):
+            token_ids = group.token_ids.tolist()
+            for member, row in members.items():
                 last_slot = int(allocated[member] - wanted.end[member])
                 # The children of the last node with a slot can be drafted, too: they need none yet.
                 num_nodes = min(group.plan.tree.num_nodes, last_slot + 1)
@@ -128,24 +129,28 @@ class TreeProposer(DraftModelProposer):
                 )
         return drafts
 
-    def _draft_steady(self, table, rows, wanted: Wanted, allocated) -> Group | None:
-        """One fixed shape from the unseen tokens to the last children; None where it does not fit."""
+    def _draft_steady(self, table, rows, wanted: Wanted, allocated) -> list[Drafted]:
+        """One fixed shape from the unseen tokens to the last children; nothing where that does not fit.
+
+        Requests that only catch up are drafted along, since the shape has a row for them; nobody looks.
+        """
         tree = wanted.common_tree
         if self.steady is None or tree is None or not wanted.is_steady:
-            return None
+            return []
         metadata = self.runner.input_batch.sampling_metadata
         sampled = metadata if self.draws_children and not metadata.all_greedy else None
         if not self.steady.serves(tree, len(rows), rows.shape[1], sampled):
-            return None
+            return []
         roots = wanted.end - 1
         last_two = np.stack([roots - 1, roots], axis=1)
         token_ids = self.runner.input_batch.token_ids_cpu[wanted.index[:, None], last_two]
         slots = self._node_slots(table, wanted.index, roots - 1, tree.num_nodes + 1, allocated)
-        draws = self._draws(tree, wanted.index) if self.draws_children else None
-        return self.steady.draft(tree, token_ids, roots, slots, rows, draws)
+        draws = self._draws(wanted.index, wanted.trees) if self.draws_children else None
+        group = self.steady.draft(tree, token_ids, roots, slots, rows, draws)
+        return [(group, {member: member for member, own in enumerate(wanted.trees) if own is not None})]
 
-    def _draft_eagerly(self, table, rows, wanted: Wanted, allocated) -> tuple[list[list[int]], list[Group]]:
-        """Ragged catch-up, then all trees' levels side by side. Returns each group's rows of `wanted`."""
+    def _draft_eagerly(self, table, rows, wanted: Wanted, allocated) -> list[Drafted]:
+        """Ragged catch-up, then all trees' levels side by side."""
         hidden, last = self._catch_up(table, rows, wanted)
         members: dict[TokenTree, list[int]] = {}
         for member, tree in enumerate(wanted.trees):
@@ -161,21 +166,22 @@ class TreeProposer(DraftModelProposer):
                 slots=self._on_device(slots),
                 block_table=rows if len(chosen) == len(rows) else rows[self._on_device(np.asarray(chosen))],
                 max_root=int(roots.max()),
-                draws=self._draws(tree, index) if self.draws_children else None,
+                draws=self._draws(index, [tree] * len(index)) if self.draws_children else None,
             )
             groups.append(group)
         if groups:
             order = self._on_device(np.concatenate([np.asarray(chosen) for chosen in members.values()]))
             self.levels.draft(groups, hidden[last[order]])
-        return list(members.values()), groups
+        rows_of = [{member: row for row, member in enumerate(chosen)} for chosen in members.values()]
+        return list(zip(groups, rows_of, strict=True))
 
-    def _draws(self, tree: TokenTree, index: np.ndarray) -> Draws | None:
-        """Random numbers for requests of the batch; None if none of the batch samples."""
+    def _draws(self, index: np.ndarray, trees: list[TokenTree | None]) -> Draws | None:
+        """Random numbers for the requests that are drafted for; None if none of the batch samples."""
         metadata = self.runner.input_batch.sampling_metadata
         if metadata.all_greedy:
             return None
         requests = index.tolist()
-        counts = [tree.num_nodes] * len(requests)
+        counts = [tree.num_nodes if tree else 0 for tree in trees]
         return Draws(
             metadata=metadata,
             request=self._on_device(index),

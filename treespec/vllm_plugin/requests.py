@@ -63,6 +63,13 @@ def is_plain(params: SamplingParams | None) -> bool:
     return params is not None and params.temperature == 0 and not _edits_logits(params)
 
 
+def is_stop(params: SamplingParams, token_id: int) -> bool:
+    """Whether the request ends with this token. vLLM lists the model's own as a stop even where ignored."""
+    return token_id in (params.stop_token_ids or ()) or (
+        not params.ignore_eos and token_id in params.all_stop_token_ids
+    )
+
+
 def _edits_logits(params: Any) -> bool:
     return bool(
         params.presence_penalty

@@ -23,7 +23,7 @@ from treespec.vllm_plugin.device import Device
 from treespec.vllm_plugin.parallel import RankCheck
 from treespec.vllm_plugin.plan import draft_plan
 from treespec.vllm_plugin.proposer import TreeProposer, Wanted
-from treespec.vllm_plugin.requests import is_plain, tree_of
+from treespec.vllm_plugin.requests import is_plain, is_stop, tree_of
 from treespec.vllm_plugin.state import DraftState
 from treespec.vllm_plugin.timing import StepClock
 from treespec.vllm_plugin.verification import Round, Verifier
@@ -249,12 +249,17 @@ class TreeRunnerMixin:
             state.settle(path, draft_plan(state.tree, self.device).is_inner)
 
     def _is_wanted(self, req_id: str, new_token_ids: list[int]) -> bool:
-        """Whether the request can use at least one drafted token."""
+        """Whether the request can use at least one drafted token.
+
+        Where decoding steps are captured it gets a draft for its last token as well: a batch stays of one
+        shape so, which a graph needs.
+        """
         request = self.requests[req_id]
-        params = request.sampling_params
-        if new_token_ids[-1] in params.all_stop_token_ids:
+        if is_stop(request.sampling_params, new_token_ids[-1]):
             return False
-        return params.max_tokens is None or len(request.output_token_ids) + 1 < params.max_tokens
+        longest = request.sampling_params.max_tokens
+        spare = 0 if self.drafter.steady is not None else 1
+        return longest is None or len(request.output_token_ids) + spare < longest
 
     def _within_blocks(self, i: int, stop: int) -> tuple[int, bool]:
         """Tokens up to `stop` that have a cache slot, and whether there is room for the root."""
