@@ -11,11 +11,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import stages
+import stages.common
 import treespec
 from stages.common.inputs import Inputs
 from stages.common.params import Params
@@ -43,13 +44,15 @@ def marks_of(
 
 
 def code_digest() -> str:
-    """Of every Python file of both packages, with its name."""
+    """Of the Python files that a measuring stage lists in dvc.yaml: its own, stages/common and treespec."""
     digest = hashlib.sha256()
-    for package in (stages, treespec):
+    for package in (stages.common, treespec):
         root = Path(package.__file__).parent
         for path in sorted(root.rglob("*.py")):
-            digest.update(f"{root.name}/{path.relative_to(root)}\0".encode())
+            digest.update(f"{path.relative_to(root)}\0".encode())
             digest.update(hashlib.sha256(path.read_bytes()).digest())
+    own = getattr(sys.modules["__main__"], "__file__", None)
+    digest.update(Path(own).read_bytes() if own else b"")
     return digest.hexdigest()[:16]
 
 

@@ -1,4 +1,4 @@
-"""The image that the container tests run, built once for all of them."""
+"""What tests of the pipeline share: the image that the container tests run, and one finished experiment."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
+import pipeline_project
 import pytest
 from docker_context import make_context
 from docker_daemon import Docker, NoEngine, docker_engine
 from docker_project import IMAGE, REVISION, VARIANT, make_project
 
+RECORDER = Path(__file__).parent / "recorder"
 NO_ENGINE = pytest.StashKey[str]()
 
 
@@ -40,3 +42,18 @@ def docker(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config
 def project(tmp_path: Path) -> Path:
     """A small DVC project with the real params.yaml, owned by somebody who is not in the image's passwd."""
     return make_project(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def reads(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file a stage of `finished_project`: the project's files that the stage read."""
+    return tmp_path_factory.mktemp("reads")
+
+
+@pytest.fixture(scope="session")
+def finished_project(tmp_path_factory: pytest.TempPathFactory, gsm8k_folder: Path, reads: Path) -> Path:
+    """The tiny experiment, reproduced and committed. Copy it to change it, unless you are test_pipeline."""
+    folder = pipeline_project.make_project(tmp_path_factory.mktemp("project"), gsm8k_folder)
+    pipeline_project.dvc(folder, "repro", PYTHONPATH=str(RECORDER), RECORD=str(reads))
+    pipeline_project.commit(folder, "run")
+    return folder

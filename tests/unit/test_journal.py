@@ -190,7 +190,7 @@ def test_what_changes_a_number_changes_a_mark(marks, change, differs):
     assert {name for name in before if before[name] != after[name]} == differs
 
 
-def test_the_code_is_that_of_both_packages(tmp_path, monkeypatch):
+def test_the_code_is_that_of_the_packages(tmp_path, monkeypatch):
     import treespec
 
     before = code_digest()
