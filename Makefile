@@ -15,9 +15,10 @@ COMPILE := $(UV) pip compile -q
 BY_HASH := --universal --python-version 3.11 --generate-hashes
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: repro sweep tune test test-slow lint report image image-test image-test-cuda locks clean
+.PHONY: repro sweep tune test test-slow fault-test load-test lint report image image-test image-test-cuda locks clean
 
 repro: $(READY)
+	@python -m stages.idle
 ifdef PROFILE
 	cp profiles/$(PROFILE).yaml params.yaml
 endif
@@ -67,6 +68,13 @@ locks: $(UV)
 
 clean:
 	rm -rf $(VENV) data/gsm8k models/pypi-* models/path-* models/hf-*
+
+# Every stage hurt at random moments, then gone on with: half an hour. And every question at 256 sequences at once.
+fault-test: $(READY)
+	pytest -s tests/pipeline/test_faults.py -m "slow or not slow"
+
+load-test: $(READY)
+	pytest -s tests/engine/test_load.py -m slow
 
 # Build and run the image for real: on Docker, or as root on Debian without it; minutes and 20 GB of disk.
 IMAGE_TEST := pytest tests/pipeline/test_docker.py tests/pipeline/test_docker_dvc.py -m slow -r NfE \

@@ -46,3 +46,13 @@ def peak_memory_mib(worker) -> float:
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def requests_remembered(worker) -> dict[str, int]:
+    """How many requests this rank remembers anything of, by what it remembers."""
+    runner = worker.model_runner
+    return {
+        "drafts": len(runner.states),
+        "requests": len(runner.requests),
+        "batch": len(runner.input_batch.req_ids),
+    }

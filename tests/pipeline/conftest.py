@@ -11,8 +11,9 @@ import pytest
 from docker_context import make_context
 from docker_daemon import Docker, NoEngine, docker_engine
 from docker_project import IMAGE, REVISION, VARIANT, make_project
+from network_guard import guard
 
-RECORDER = Path(__file__).parent / "recorder"
+RECORDER = Path(__file__).with_name("reads_recorder.py")
 NO_ENGINE = pytest.StashKey[str]()
 
 
@@ -54,6 +55,11 @@ def reads(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def finished_project(tmp_path_factory: pytest.TempPathFactory, gsm8k_folder: Path, reads: Path) -> Path:
     """The tiny experiment, reproduced and committed. Copy it to change it, unless you are test_pipeline."""
     folder = pipeline_project.make_project(tmp_path_factory.mktemp("project"), gsm8k_folder)
-    pipeline_project.dvc(folder, "repro", PYTHONPATH=str(RECORDER), RECORD=str(reads))
+    guarding, told = guard(tmp_path_factory.mktemp("network") / "guard")
+    with open(guarding / "sitecustomize.py", "a", encoding="utf-8") as stream:
+        stream.write(RECORDER.read_text(encoding="utf-8"))
+    more = {"HF_HUB_OFFLINE": "1", "PYTHONPATH": str(guarding), "RECORD": str(reads)}
+    pipeline_project.dvc(folder, "repro", **more)
+    assert not told.exists(), told.read_text()  # no stage, engine or DVC itself spoke to another machine
     pipeline_project.commit(folder, "run")
     return folder

@@ -1,6 +1,6 @@
 """A cache that cannot lie: a stage lists what it reads, and what changes runs exactly the stages it concerns.
 
-What a stage reads is recorded while it runs (recorder/sitecustomize.py), not taken from dvc.yaml.
+What a stage reads is recorded while it runs (reads_recorder.py), not taken from dvc.yaml.
 """
 
 from __future__ import annotations

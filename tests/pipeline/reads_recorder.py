@@ -1,4 +1,4 @@
-"""On PYTHONPATH: notes which files of the project a stage that DVC runs opens or imports.
+"""Part of a sitecustomize: notes which of the project's files a stage that DVC runs opens or imports.
 
 RECORD names the folder; a file a stage, a path a line, relative to the project. What libraries in C read,
 such as weights, does not show.
