@@ -15,7 +15,7 @@ COMPILE := $(UV) pip compile -q
 BY_HASH := --universal --python-version 3.11 --generate-hashes
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: repro sweep tune test test-slow fault-test load-test lint report image image-test image-test-cuda locks clean
+.PHONY: repro sweep tune test test-slow fault-test load-test fuzz-test lint report image image-test image-test-cuda locks clean
 
 repro: $(READY)
 	@python -m stages.idle
@@ -85,3 +85,7 @@ image-test: $(READY)
 
 image-test-cuda: $(READY)
 	TEST_VARIANT=cuda $(IMAGE_TEST)
+
+# Random trees and batches on random engines against stock vLLM; FUZZ_SECONDS and FUZZ_SEED say how long and which.
+fuzz-test: $(READY)
+	pytest tests/engine/test_fuzz.py -m slow
