@@ -34,6 +34,7 @@ IN_A_PROCESS = (
     *("file: a key twice", "number: NaN", "flag: no such flag", "tree: torn", "questions: not UTF-8"),
     *("model: pickled", "disk: no space left"),
 )
+ONLY_THERE = ("file: no such day",)  # a library that engines import takes dates out of PyYAML's loaders
 WITHOUT_QUESTIONS = ("environment", "fetch_models", "fetch_gsm8k", "report", "grow_tree")
 
 
@@ -113,7 +114,9 @@ def test_the_table_is_long_enough() -> None:
     print(f"{len(MISTAKES)} mistakes")
 
 
-@pytest.mark.parametrize("name", [name for name in MISTAKES if MISTAKES[name].environment is None])
+@pytest.mark.parametrize(
+    "name", [name for name in MISTAKES if MISTAKES[name].environment is None and name not in ONLY_THERE]
+)
 def test_a_mistake_is_one_line_and_leaves_nothing(project, monkeypatch, capfd, name: str) -> None:
     mistake = MISTAKES[name]
     before = make(mistake, project)
@@ -130,7 +133,9 @@ def test_a_mistake_is_one_line_and_leaves_nothing(project, monkeypatch, capfd, n
     assert contents(project) == before
 
 
-@pytest.mark.parametrize("name", [*IN_A_PROCESS, *(name for name in MISTAKES if MISTAKES[name].environment)])
+@pytest.mark.parametrize(
+    "name", [*IN_A_PROCESS, *ONLY_THERE, *(name for name in MISTAKES if MISTAKES[name].environment)]
+)
 def test_a_mistake_on_a_real_command_line(project, hub, tmp_path, name: str) -> None:
     mistake = MISTAKES[name]
     before = make(mistake, project)

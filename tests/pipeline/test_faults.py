@@ -150,14 +150,19 @@ def check_recovery(project: Path, stage: str, harm: Harm) -> None:
 def test_what_dvc_is_killed_with_goes_on_after_what_it_finished(
     project: Path, holder: int | None, stage: str, journal: str, pieces: int
 ) -> None:
-    """Struck as soon as one piece is on the disk."""
+    """Struck as soon as one piece is on the disk; once more if the rest was done faster than that."""
     path = project / f"results/.journal/{journal}.jsonl"
-    harm = anew(project, stage, holder)
-    with harm.running():
-        while not (path.is_file() and path.read_bytes().count(b"\n") >= 3):  # marks, probe, a piece
-            assert harm.process.poll() is None, harm.output
-            harm.wait(0.002)
-        assert harm.strike("kill dvc")
+    for _ in range(6):
+        harm = anew(project, stage, holder)
+        with harm.running():
+            while harm.process.poll() is None and not (
+                path.is_file() and path.read_bytes().count(b"\n") >= 3  # marks, probe, a piece
+            ):
+                harm.wait(0.002)
+            harm.strike("kill dvc")
+        if path.is_file():  # a stage that ends takes its journal along
+            break
+    assert path.is_file(), harm.output
     injected.append(f"kill dvc, {stage}")
     check_recovery(project, stage, harm)
     resumed = read_json(project / STAGES[stage][1] / "metrics.json")["resumed"]

@@ -7,6 +7,12 @@ from pathlib import Path
 import pytest
 
 
+@pytest.fixture(autouse=True)
+def online(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The engine tests set this for their processes, and so for this one, once they have been imported."""
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+
+
 @pytest.fixture(scope="session")
 def good(tmp_path_factory) -> Path:
     """A folder with a whole report, measured in every way, and terminal.txt: what the terminal showed."""
