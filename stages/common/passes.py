@@ -27,7 +27,8 @@ from treespec.tree import TokenTree
 
 NO_DRAFT = "none"  # as in treespec.vllm_plugin.requests, which imports vLLM
 DRAFTED = "drafted"  # the mode of what is not NO_DRAFT
-EXPLAINED = ("top2_gap", "runner_up_ids")  # columns that explaining fills
+EXPLAINED = ("top2_gap", "runner_up_ids", "further_ids", "further_gaps")  # columns that explaining fills
+NUM_CANDIDATES = 5  # tokens a position that a later divergence may turn out to be a tie of
 
 
 @dataclass(frozen=True)
@@ -92,12 +93,12 @@ class Runner:
     def explain(self, first: Pass) -> dict[str, Any]:
         """An uncounted pass like the baseline's `first`, with the forward timer.
 
-        Of a greedy one `noted` has each request's `top2_gap` and `runner_up_ids`, by which a later divergence
-        can be told from a near-tie. And the seconds of the forward passes, and of the whole.
+        Of a greedy one `noted` has what else each position could have been, by which a later divergence can
+        be told from a near-tie. And the seconds of the forward passes, and of the whole.
         """
         temperature = first.requests[0]["temperature"]
-        logprobs = 2 if temperature == 0 else None
-        title = f"uncounted: {'top-2 gaps and ' if logprobs else ''}forward times"
+        logprobs = NUM_CANDIDATES if temperature == 0 else None
+        title = f"uncounted: {'near-ties and ' if logprobs else ''}forward times"
         indices = [request["prompt_index"] for request in first.requests]
         self.llm.collective_rpc("start_forward_timer")
         explained = self.run(first.repeat, title, temperature=temperature, indices=indices, logprobs=logprobs)
@@ -150,8 +151,7 @@ class Runner:
             "tpot_ms": (e2e - ttft) * 1e3 / (len(token_ids) - 1) if len(token_ids) > 1 else None,
             "e2e_ms": e2e * 1e3,
             **judged(self.rows[index], completion.text),
-            "top2_gap": [],
-            "runner_up_ids": [],
+            **{name: [] for name in EXPLAINED},
             "logprobs": completion.logprobs,
         }
 
@@ -191,19 +191,21 @@ def until_stop(
 def runners_up(request: dict[str, Any], explained: dict[str, Any]) -> dict[str, list]:
     """By position: how far the best two tokens lie apart, and the better one that was not taken.
 
-    As far as both passes say the same, and at their first difference, if any; beyond it is another text.
+    Then the next candidates, and how far each lies behind the best: more than two may tie. As far as both
+    passes say the same, and at their first difference, if any; beyond it is another text.
     """
-    gaps: list[float] = []
-    others: list[int] = []
+    noted: dict[str, list] = {name: [] for name in EXPLAINED}
     for taken, other, candidates in zip(
         request["output_token_ids"], explained["output_token_ids"], explained["logprobs"], strict=False
     ):
-        best, second = sorted(candidates.items(), key=lambda item: -item[1].logprob)[:2]
-        gaps.append(best[1].logprob - second[1].logprob)
-        others.append(second[0] if best[0] == taken else best[0])
+        best, second, *further = sorted(candidates.items(), key=lambda item: -item[1].logprob)
+        noted["top2_gap"].append(best[1].logprob - second[1].logprob)
+        noted["runner_up_ids"].append(second[0] if best[0] == taken else best[0])
+        noted["further_ids"].append([token for token, _ in further])
+        noted["further_gaps"].append([best[1].logprob - candidate.logprob for _, candidate in further])
         if taken != other:
             break
-    return {"top2_gap": gaps, "runner_up_ids": others}
+    return noted
 
 
 def write_requests(passes: Sequence[Pass], path: Path, more: Sequence[str] = ()) -> None:
@@ -222,6 +224,8 @@ def write_requests(passes: Sequence[Pass], path: Path, more: Sequence[str] = ())
     others = {
         "top2_gap": pa.list_(pa.float32()),
         "runner_up_ids": pa.list_(pa.int32()),
+        "further_ids": pa.list_(pa.list_(pa.int32())),
+        "further_gaps": pa.list_(pa.list_(pa.float32())),
         "mode": pa.string(),
         "group": pa.int32(),
         "group_wall_time_s": pa.float64(),

@@ -106,7 +106,7 @@ def _reason(item: Divergence) -> str:
         return "one output ended"
     if item.gap is None:
         return "no gap recorded"
-    return "gap too wide" if item.is_runner_up else "not the runner-up"
+    return "gap too wide" if item.is_candidate else "not among the best"
 
 
 def _token(token: int | None, decode: Decode) -> Cell:

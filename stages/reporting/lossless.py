@@ -1,9 +1,10 @@
 """Is the output unchanged? Every request of an arm against the baseline of its temperature.
 
 Greedy decoding must give the baseline's ids, token by token, lengths included. One excuse exists: where the
-baseline's two best tokens lie closer together than the dtype can resolve, either may win, since batch shapes
-change the order of sums. A first divergence is such a near-tie if the arm chose the baseline's runner-up and
-the logprob gap of the two is within TOLERANCE; what follows a divergence is another text and not compared.
+baseline's best tokens lie closer together than the dtype can resolve, any of them may win, since batch shapes
+change the order of sums. A first divergence is such a near-tie if the arm chose the baseline's runner-up or
+one of its further candidates, and the logprob gap to the best is within TOLERANCE; what follows a divergence
+is another text and not compared.
 
 The rule: two logits of magnitude 16 to 32, each off by two units in the last place, so 4 * 16 * epsilon.
 In float32 not storage but the order of long sums sets the error, hence a larger multiple.
@@ -37,8 +38,8 @@ class Divergence:
     position: int
     baseline_token: int | None
     arm_token: int | None
-    gap: float | None
-    is_runner_up: bool
+    gap: float | None  # from the baseline's best token to the arm's, or to the second where that is unknown
+    is_candidate: bool  # the arm's token is among those that the baseline noted
     explained: bool
     baseline_text: str
     arm_text: str
@@ -62,7 +63,7 @@ class Losslessness:
 
 
 def compare_greedy(baseline: pd.DataFrame, arm: pd.DataFrame, dtype: str) -> Losslessness:
-    """Every row of `arm` against repeat 0 of `baseline`, which carries top2_gap and runner_up_ids."""
+    """Every row of `arm` against repeat 0 of `baseline`, which carries what else each position could be."""
     reference = baseline[baseline["repeat"] == 0].set_index("prompt_index")
     divergences = []
     for row in arm.to_dict("records"):
@@ -86,10 +87,11 @@ def first_divergence(expected: dict, actual: dict, tolerance: float) -> Divergen
         (place for place, pair in enumerate(zip(ours, theirs, strict=False)) if pair[0] != pair[1]),
         min(len(ours), len(theirs)),
     )
-    arm_token, gap = _at(ours, position), _at(expected.get("top2_gap"), position)
-    runner_up = _at(expected.get("runner_up_ids"), position)
-    is_runner_up = arm_token is not None and runner_up is not None and arm_token == int(runner_up)
-    known_gap = None if gap is None or gap != gap else float(gap)
+    arm_token = _at(ours, position)
+    gaps, known_gap = _candidates(expected, position)
+    is_candidate = arm_token is not None and arm_token in gaps
+    if is_candidate:
+        known_gap = gaps[arm_token]
     before, after = _snippets(str(expected["text"]), str(actual["text"]))
     return Divergence(
         prompt_index=int(actual["prompt_index"]),
@@ -98,8 +100,8 @@ def first_divergence(expected: dict, actual: dict, tolerance: float) -> Divergen
         baseline_token=_at(theirs, position),
         arm_token=arm_token,
         gap=known_gap,
-        is_runner_up=is_runner_up,
-        explained=is_runner_up and known_gap is not None and known_gap <= tolerance,
+        is_candidate=is_candidate,
+        explained=is_candidate and known_gap is not None and known_gap <= tolerance,
         baseline_text=before,
         arm_text=after,
     )
@@ -113,6 +115,15 @@ def compare_sampled(baseline: pd.DataFrame, arm: pd.DataFrame, seed: int, num_te
         return Losslessness("not_tested", len(arm), ())
     verdict: Verdict = "same_distribution" if p_value >= error_rate else "not_lossless"
     return Losslessness(verdict, len(arm), (), p_value)
+
+
+def _candidates(expected: dict, position: int) -> tuple[dict[int, float | None], float | None]:
+    """Gap to the best of each token that the baseline noted beside its own, and the runner-up's."""
+    gap, runner_up = (_at(expected.get(name), position) for name in ("top2_gap", "runner_up_ids"))
+    gap = None if gap is None or gap != gap else float(gap)
+    further, distances = (_at(expected.get(name), position) for name in ("further_ids", "further_gaps"))
+    found = {} if further is None else dict(zip(map(int, further), map(float, distances), strict=True))
+    return (found if runner_up is None else {**found, int(runner_up): gap}), gap
 
 
 def _at(values, position: int):

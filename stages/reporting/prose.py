@@ -85,11 +85,11 @@ def lossless_rule(analysis: Analysis) -> str:
     dtype = analysis.run.params.engine.dtype
     greedy = (
         "Every greedy output is compared with the baseline's first repeat, token by token, lengths included. "
-        "One excuse is accepted, a near-tie: the arm chose the baseline's runner-up where the two lie within "
-        f"{TOLERANCE[dtype]:g} in log-probability, what {dtype} cannot resolve (4 units in the last place "
-        f"of a logit of 16 to 32; {TOLERANCE['bfloat16']:g} bfloat16, {TOLERANCE['float16']:g} float16, "
-        f"{TOLERANCE['float32']:g} float32, where long sums set it). The baseline's own row compares its "
-        "repeats with each other."
+        "One excuse is accepted, a near-tie: the arm chose another of the baseline's best tokens, within "
+        f"{TOLERANCE[dtype]:g} of the best in log-probability, what {dtype} cannot resolve (4 units in the "
+        f"last place of a logit of 16 to 32; {TOLERANCE['bfloat16']:g} bfloat16, "
+        f"{TOLERANCE['float16']:g} float16, {TOLERANCE['float32']:g} float32, where long sums set it). "
+        "The baseline's own row compares its repeats with each other."
     )
     sampled = (
         "Sampled output differs from run to run, so its distribution is tested: arm against baseline at the "

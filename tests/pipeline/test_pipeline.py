@@ -65,7 +65,12 @@ REQUEST_COLUMNS = {
     **dict.fromkeys(("temperature", "ttft_ms", "tpot_ms", "e2e_ms"), "double"),
     "correct": "bool",
 }
-EXPLAINED = {"top2_gap": "list<element: float>", "runner_up_ids": "list<element: int32>"}
+EXPLAINED = {
+    "top2_gap": "list<element: float>",
+    "runner_up_ids": "list<element: int32>",
+    "further_ids": "list<element: list<element: int32>>",
+    "further_gaps": "list<element: list<element: float>>",
+}
 
 
 MEASURED = {"baseline@2", "chain@2-2", "tree@fork-2", "baseline_again@2", "interleaved@2"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections import Counter
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from rich.console import Console
 from stages.common.errors import UserError
 from stages.common.failure import failure_noted
 from stages.common.metrics import same_share, step_ms, totals
-from stages.common.passes import NO_DRAFT, Pass
+from stages.common.passes import NO_DRAFT, Pass, runners_up
 from stages.common.summary import show
 from stages.interleaved import largest_tree, modes_of, schedule
 from treespec.tree import TokenTree
@@ -51,6 +52,23 @@ def test_answers_are_paired_by_prompt_and_repeat():
     assert same_share([answers(1, [1, 2], [3])], theirs) == 0.5
     with pytest.raises(KeyError):
         same_share([answers(2, [1])], theirs)
+
+
+def test_what_else_a_position_could_have_been_is_noted_best_first_as_far_as_both_passes_agree():
+    def at(**logprobs):
+        return {int(token[1:]): SimpleNamespace(logprob=value) for token, value in logprobs.items()}
+
+    first = {"output_token_ids": [1, 2, 3]}
+    again = {
+        "output_token_ids": [1, 4, 9],
+        "logprobs": [at(t5=-3.0, t1=-0.5, t7=-1.0), at(t4=-0.5, t2=-0.75, t6=-0.875), at(t9=-0.1, t8=-2.0)],
+    }
+    assert runners_up(first, again) == {
+        "top2_gap": [0.5, 0.25],
+        "runner_up_ids": [7, 4],  # the second time round another token was the best
+        "further_ids": [[5], [6]],
+        "further_gaps": [[2.5], [0.375]],
+    }
 
 
 def test_totals_are_over_all_passes():

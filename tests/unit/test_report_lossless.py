@@ -62,6 +62,21 @@ def test_a_prefix_is_never_taken_for_the_whole(length):
         assert (found.divergences[0].position, found.divergences[0].arm_token) == (length, None)
 
 
+@pytest.mark.parametrize(
+    ("distance", "token", "verdict"),
+    [(0.1, 43, "near_ties"), (0.9, 43, "not_lossless"), (0.1, 99, "not_lossless")],
+)
+def test_more_than_two_tokens_may_tie(distance, token, verdict):
+    further = {
+        "further_ids": [[31], [32], [33, 43], [34]],
+        "further_gaps": [[5.0], [5.0], [0.05, distance], [5.0]],
+    }
+    found = compare_greedy(baseline([3.0, 3.0, 0.0, 3.0], **further), arm([11, 12, token, 14]), "bfloat16")
+    assert found.verdict == verdict
+    if token == 43:
+        assert found.divergences[0].gap == pytest.approx(distance)
+
+
 @pytest.mark.parametrize("column", [{"top2_gap": []}, {"top2_gap": [np.nan] * 4}, {"runner_up_ids": []}])
 def test_without_a_recorded_gap_nothing_is_excused(column):
     assert compare_greedy(baseline(**column), arm([11, 12, 23, 14]), "bfloat16").lossless is False
