@@ -1,6 +1,6 @@
 """A run that is hurt goes on where it stopped, to the same results, and leaves nothing else behind.
 
-    make fault-test        # every stage at random moments, minutes; the default tests take two faults of it
+    make fault-test        # every stage at random moments, minutes; the default tests take the quick
 
 Each fault is a test of its own; how many were injected is printed at the end.
 """
@@ -141,7 +141,7 @@ def check_recovery(project: Path, stage: str, harm: Harm) -> None:
 @pytest.mark.parametrize(
     ("stage", "journal", "pieces"),
     [
-        ("peer_transformers", "peer_transformers", 2),
+        pytest.param("peer_transformers", "peer_transformers", 2, marks=pytest.mark.slow),
         pytest.param("baseline@2", "baseline-b2", 3, marks=pytest.mark.slow),
         pytest.param("chain@2-2", "chain-k2-b2", 3, marks=pytest.mark.slow),
         pytest.param("interleaved@2", "interleaved-b2", 1, marks=pytest.mark.slow),
