@@ -12,7 +12,6 @@ import os
 
 os.environ.setdefault("TRITON_F32_DEFAULT", "ieee")  # tf32 would round differently from shape to shape
 
-import argparse
 import sys
 import tempfile
 from pathlib import Path
@@ -20,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from engines import ON_GPU, UNDRAFTED, likeliest_depth, running, shaped_tree
-from sections import Sections
+from sections import Sections, command_line
 from tiny_models import make_llama
 
 from treespec.tree import TokenTree
@@ -119,12 +118,7 @@ def check(add, client, reference, batches, name, tree, same_draft=False, each=No
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--seconds", type=float, default=420)
-    arguments = parser.parse_args()
+    arguments = command_line(__doc__, 420).parse_args()
     sections = Sections(arguments.out, arguments.seconds)
     folder = tempfile.TemporaryDirectory()
     models = Models(Path(folder.name))

@@ -10,7 +10,6 @@ that were recorded on other questions.
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 import tempfile
@@ -21,7 +20,7 @@ import numpy as np
 import pandas as pd
 from engines import ON_GPU, running
 from scipy.stats import bootstrap
-from sections import Sections
+from sections import Sections, command_line
 
 from treespec.acceptance import RankAcceptance
 from treespec.growth import grow_tree
@@ -102,14 +101,10 @@ def speedup(baseline: list[float], arm: list[float]) -> dict:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line(__doc__, 400)
     parser.add_argument("--gguf", type=Path, required=True)
     parser.add_argument("--gsm8k", type=Path, required=True, help="the test split's parquet file")
     parser.add_argument("--ranks", type=Path, default=ROOT / "results/calibration/ranks.json")
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--seconds", type=float, default=400)
     arguments = parser.parse_args()
     sections = Sections(arguments.out, arguments.seconds)
     temporary = tempfile.TemporaryDirectory()

@@ -6,6 +6,7 @@ it, never reaches the next.
 
 from __future__ import annotations
 
+import argparse
 import json
 import multiprocessing
 import os
@@ -18,6 +19,16 @@ from pathlib import Path
 from typing import Any
 
 GRACE_S = 20.0  # beyond the limit, for a section to end by itself
+
+
+def command_line(description: str, seconds: float) -> argparse.ArgumentParser:
+    """The flags that every script has: where its record goes, and how long its sections may take."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--seconds", type=float, default=seconds)
+    return parser
 
 
 class Sections:

@@ -9,7 +9,6 @@ event times a step; overhead is what of the step is neither target nor draft.
 
 from __future__ import annotations
 
-import argparse
 import cProfile
 import io
 import json
@@ -22,7 +21,7 @@ from pathlib import Path
 
 import torch
 from engines import ON_GPU, running, shaped_tree
-from sections import Sections
+from sections import Sections, command_line
 
 from treespec.tree import TokenTree
 
@@ -151,11 +150,7 @@ def host_profile(client, steps: int = 60) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--seconds", type=float, default=420)
+    parser = command_line(__doc__, 420)
     parser.add_argument("--look", action="store_true", help="print profiles of the host, too")
     arguments = parser.parse_args()
     sections = Sections(arguments.out, arguments.seconds)

@@ -13,14 +13,13 @@ import os
 os.environ.setdefault("TRITON_F32_DEFAULT", "ieee")
 os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
 
-import argparse
 import sys
 import tempfile
 from pathlib import Path
 
 from correctness import Models, Reference, check
 from engines import ON_GPU, UNDRAFTED, running, shaped_tree
-from sections import Sections
+from sections import Sections, command_line
 from speed import DRAFT, TARGET, step_cost, write_shape
 
 from treespec.tree import TokenTree
@@ -34,12 +33,7 @@ def disturb_one_rank(worker) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--seconds", type=float, default=400)
-    arguments = parser.parse_args()
+    arguments = command_line(__doc__, 400).parse_args()
     sections = Sections(arguments.out, arguments.seconds)
     temporary = tempfile.TemporaryDirectory()
     folder = Path(temporary.name)
