@@ -14,19 +14,24 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    PlainValidator,
-    TypeAdapter,
-    ValidationError,
-    WrapValidator,
-    model_validator,
-)
+from pydantic import Field, PlainValidator, ValidationError, model_validator
 
 from stages.common.errors import UserError
+from stages.common.param_types import (
+    DatasetSource,
+    Distinct,
+    ModelReference,
+    NonEmptyList,
+    NumTokens,
+    OneOrList,
+    PositiveInt,
+    Section,
+    Sha256,
+    Temperature,
+    TreeName,
+    TreePaths,
+    expectation,
+)
 from stages.common.yaml_files import read_mapping
 from stages.distillation.settings import Distill, FromList, Number
 from treespec.tree import MAX_NODES, TokenTree
@@ -38,58 +43,6 @@ GROWN_AUTO = "grown_auto"  # in place of a tree's name; so is grown_N
 MAX_CHAIN = 64
 
 
-class Section(BaseModel):
-    """A block of params: frozen, strict types, no unknown key, no NaN."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
-
-
-def _distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
-    if len(set(values)) != len(values):
-        raise ValueError("expected values that differ from each other")
-    return values
-
-
-def _matching(pattern: str, forms: str) -> AfterValidator:
-    def check(value: str) -> str:
-        if not re.fullmatch(pattern, value):
-            raise ValueError(f"expected {forms}")
-        return value
-
-    return AfterValidator(check)
-
-
-Distinct = AfterValidator(_distinct)
-PositiveInt = Annotated[int, Field(ge=1, le=1_000_000)]
-NumTokens = Field(le=1 << 27)
-NonEmptyList = Field(min_length=1)
-Temperature = Annotated[Number, Field(ge=0, le=10)]
-_TEMPERATURE = TypeAdapter(Temperature, config=ConfigDict(strict=True, allow_inf_nan=False))
-OneOrList = WrapValidator(
-    lambda value, check: (
-        check(tuple(value)) if isinstance(value, list | tuple) else (_TEMPERATURE.validate_python(value),)
-    )
-)
-DatasetSource = Annotated[
-    str,
-    _matching(
-        r"path:.+|hf:\w[\w.-]*/\w[\w.-]*@\w[\w.-]*|url:https?://[^/@]+(/.*)?|synthetic",
-        "path:DIR, hf:OWNER/NAME@REVISION, url:https://... (without user and password) or synthetic",
-    ),
-]
-ModelReference = Annotated[
-    str,
-    _matching(
-        r"hf:\w[\w.-]*/\w[\w.-]*@\w[\w.-]*|path:.+|pypi:\w[\w.-]*==\w[\w.]*|prune:\d+(,\d+)*|distilled:.+",
-        "hf:OWNER/NAME@REVISION, path:DIR, pypi:NAME==VERSION or, for a draft, prune:0,1,..., distilled:DIR",
-    ),
-]
-TreeName = Annotated[str, _matching(r"[A-Za-z0-9][\w.-]*", "letters, digits, '_', '.' and '-'")]
-TreePaths = Annotated[
-    tuple[Annotated[tuple[Annotated[int, Field(ge=0)], ...], FromList], ...], FromList, NonEmptyList
-]
-
-
 class Dataset(Section):
     sources: Annotated[tuple[DatasetSource, ...], FromList, Distinct, NonEmptyList]
     num_prompts: Annotated[int, Field(ge=1, le=1319)]
@@ -99,7 +52,7 @@ class Dataset(Section):
 class Models(Section):
     target: ModelReference
     draft: ModelReference
-    sha256: dict[str, Annotated[str, _matching(r"[0-9a-f]{64}", "64 hexadecimal digits")]] = {}
+    sha256: dict[str, Sha256] = Field(default_factory=dict)
     trust_remote_code: Annotated[tuple[str, ...], FromList] = ()
 
     @model_validator(mode="after")
@@ -176,7 +129,7 @@ def is_grown(name: str) -> bool:
 
 class Tree(Section):
     names: Annotated[tuple[TreeName, ...], FromList, Distinct]
-    literals: dict[TreeName, TreePaths] = {}
+    literals: dict[TreeName, TreePaths] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _check(self) -> Tree:
@@ -310,7 +263,7 @@ def parse_params(raw: dict[str, Any]) -> Params:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"])
         value = "(absent)" if first["type"] == "missing" else first["input"]
-        raise UserError(field, value, _expectation(first["type"], first["msg"])) from error
+        raise UserError(field, value, expectation(first["type"], first["msg"])) from error
     for name in {**dict.fromkeys(params.speculation.tree.names), **params.speculation.tree.literals}:
         if not is_grown(name):
             params.tree(name)
@@ -331,29 +284,3 @@ def override(params: Params, values: dict[str, Any]) -> Params:
         if value is not None:
             section[key] = value
     return parse_params(raw)
-
-
-# pydantic speaks of Python's types; a params file has YAML's.
-_EXPECTATIONS = {
-    "extra_forbidden": "no such key",
-    "missing": "a value",
-    "tuple_type": "a list",
-    "dict_type": "a mapping",
-    "model_type": "a block of keys",
-    "string_type": "text",
-    "int_type": "a whole number",
-    "float_type": "a number",
-    "finite_number": "a finite number",
-    "bool_type": "true or false",
-    "too_short": "a list that is not empty",
-}
-
-
-def _expectation(kind: str, message: str) -> str:
-    if kind in _EXPECTATIONS:
-        return _EXPECTATIONS[kind]
-    for prefix in ("Value error, ", "expected ", "Input should be "):
-        message = message.removeprefix(prefix)
-    for long, short in (("greater than or equal to", "at least"), ("less than or equal to", "at most")):
-        message = message.replace(long, short)
-    return message.replace("greater than", "more than")

@@ -78,6 +78,12 @@ class ArmResult:
         return self.may_win and low is not None and low > 1
 
     @property
+    def surely_slower(self) -> bool:
+        """The whole interval lies below 1."""
+        high = self.evidence.high if self.evidence else None
+        return high is not None and high < 1
+
+    @property
     def floor_share(self) -> float | None:
         """Floor of plain decoding / measured time per token: speculation may exceed 1."""
         measured = self.arm.metrics.time_per_token_ms

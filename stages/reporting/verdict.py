@@ -160,7 +160,8 @@ def _elsewhere(other: Analysis, best: ArmResult) -> str:
     if same.speedup is None or same.speedup.value is None:
         return ""
     found = f"{times(same.speedup.value)} ({interval(same.speedup)})"
-    return f" At temperature {other.temperature:g}: {found}{'' if same.surely_faster else ', not surely'}."
+    sure = "" if same.surely_faster else ", slower" if same.surely_slower else ", undecided"
+    return f" At temperature {other.temperature:g}: {found}{sure}."
 
 
 def _unchanged(analysis: Analysis) -> Answer:

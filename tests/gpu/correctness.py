@@ -119,7 +119,7 @@ def check(add, client, reference, batches, name, tree, same_draft=False, each=No
 
 def main() -> int:
     arguments = command_line(__doc__, 420).parse_args()
-    sections = Sections(arguments.out, arguments.seconds)
+    sections = Sections(arguments.out, arguments.seconds, arguments.only)
     folder = tempfile.TemporaryDirectory()
     models = Models(Path(folder.name))
     batches = {1: models.prompts(1), 8: models.prompts(8)}

@@ -106,7 +106,7 @@ def main() -> int:
     parser.add_argument("--gsm8k", type=Path, required=True, help="the test split's parquet file")
     parser.add_argument("--ranks", type=Path, default=ROOT / "results/calibration/ranks.json")
     arguments = parser.parse_args()
-    sections = Sections(arguments.out, arguments.seconds)
+    sections = Sections(arguments.out, arguments.seconds, arguments.only)
     temporary = tempfile.TemporaryDirectory()
     folder = Path(temporary.name)
     prompts = sections.run("models", lambda add: prepare(folder, arguments.gguf, arguments.gsm8k), 30)

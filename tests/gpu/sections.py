@@ -14,6 +14,7 @@ import platform
 import sys
 import time
 import traceback
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -28,20 +29,25 @@ def command_line(description: str, seconds: float) -> argparse.ArgumentParser:
     )
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seconds", type=float, default=seconds)
+    parser.add_argument(
+        "--only", nargs="*", default=[], metavar="WORDS", help="sections named with one of them"
+    )
     return parser
 
 
 class Sections:
     """Runs sections within `seconds`; one that fails is recorded and the next begins."""
 
-    def __init__(self, out: Path, seconds: float):
-        self.out, self.end = out, time.monotonic() + seconds
+    def __init__(self, out: Path, seconds: float, only: Sequence[str] = ()):
+        self.out, self.end, self.only = out, time.monotonic() + seconds, only
         self.began = time.monotonic()
         self.rows: list[dict[str, Any]] = []
         self.record: dict[str, Any] = {"identity": identity(), "sections": {}, "rows": self.rows}
 
     def run(self, name: str, section, needs_s: float = 30.0) -> Any:
         """`section(add)` measures; `add(**row)` keeps a row of the table. Returns what the section does."""
+        if self.only and not any(words in name for words in self.only):
+            return None
         left = self.end - time.monotonic()
         begun = time.monotonic()
         if left < needs_s:

@@ -153,7 +153,7 @@ def main() -> int:
     parser = command_line(__doc__, 420)
     parser.add_argument("--look", action="store_true", help="print profiles of the host, too")
     arguments = parser.parse_args()
-    sections = Sections(arguments.out, arguments.seconds)
+    sections = Sections(arguments.out, arguments.seconds, arguments.only)
     temporary = tempfile.TemporaryDirectory()
     folder = Path(temporary.name)
     target, draft = write_shape(folder / "target", TARGET), write_shape(folder / "draft", DRAFT)

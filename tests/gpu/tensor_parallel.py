@@ -34,7 +34,7 @@ def disturb_one_rank(worker) -> None:
 
 def main() -> int:
     arguments = command_line(__doc__, 400).parse_args()
-    sections = Sections(arguments.out, arguments.seconds)
+    sections = Sections(arguments.out, arguments.seconds, arguments.only)
     temporary = tempfile.TemporaryDirectory()
     folder = Path(temporary.name)
     common = {

@@ -25,6 +25,8 @@ from pipeline_project import environment
 
 GRACE_S = 30.0  # for processes that end in good order
 POLL_S = 0.05
+# Of the hurt run and of the next, which goes on only where nothing that an engine heeds has changed.
+SETTINGS = {"OMP_WAIT_POLICY": "passive"}
 
 
 @contextmanager
@@ -56,6 +58,10 @@ class Harm:
     output: str = ""
     status: int | None = None
 
+    @property
+    def environment(self) -> dict[str, str]:
+        return environment(TMPDIR=str(self.temporary), **SETTINGS)
+
     @contextmanager
     def running(self) -> Iterator[Harm]:
         self.temporary.mkdir(exist_ok=True)
@@ -69,7 +75,7 @@ class Harm:
             self.process = subprocess.Popen(
                 [*enter, *self.command],
                 cwd=self.project,
-                env=environment(TMPDIR=str(self.temporary), OMP_WAIT_POLICY="passive"),
+                env=self.environment,
                 stdout=stream,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,

@@ -222,6 +222,12 @@ def test_temperatures_stand_side_by_side_and_a_broken_sampler_is_condemned_every
     assert "temperature 1" in verdict.answers[1].detail
 
 
+@pytest.mark.parametrize(("factor", "sure"), [(2.0, "."), (0.4, ", slower."), (0.54, ", undecided.")])
+def test_another_temperature_is_said_to_be_faster_slower_or_neither(report_on, factor, sure):
+    _, verdict, _ = report_on(Scenario(temperatures=(0.0, 1.0), prompts=8, speedup_factor=factor))
+    assert re.search(rf"At temperature 1: [^)]+\){re.escape(sure)}$", verdict.answers[0].detail)
+
+
 def test_where_drift_swallows_the_effect_the_interleaved_measurement_decides(report_on):
     _, verdict, summary = report_on(replace(UNSTEADY, interleaved_speedup=1.5))
     assert verdict.kind == "use"

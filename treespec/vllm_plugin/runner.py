@@ -20,6 +20,7 @@ from vllm.v1.worker import gpu_model_runner
 from treespec.verify import Verified
 from treespec.vllm_plugin.attention import TreeQueries
 from treespec.vllm_plugin.device import Device
+from treespec.vllm_plugin.kv_cache import StackedCaches
 from treespec.vllm_plugin.parallel import RankCheck
 from treespec.vllm_plugin.plan import draft_plan
 from treespec.vllm_plugin.proposer import TreeProposer, Wanted
@@ -42,7 +43,7 @@ def tree_proposer() -> Iterator[None]:
         gpu_model_runner.DraftModelProposer = stock
 
 
-class TreeRunnerMixin:
+class TreeRunnerMixin(StackedCaches):
     """Goes before GPUModelRunner or its CPU child; `tree_device` is set before their `__init__` runs."""
 
     tree_device: Device
@@ -185,8 +186,7 @@ class TreeRunnerMixin:
         last = len(slot_mapping) - 1  # a short request's padding may point behind the batch
         targets = slot_mapping[(first + in_order).clamp(max=last).flatten()]
         targets = targets.masked_fill(~moves.flatten(), -1)
-        for caches in self.stacked_caches:
-            self.tree_device.move_kv(caches, sources, targets)
+        self.move_kv(sources, targets)
 
     def _logprobs(self, logits: Tensor, logit_rows: Tensor, verified: Verified):
         """Log-probabilities of the output tokens, in the shape RejectionSampler.parse_output expects."""
@@ -266,36 +266,6 @@ class TreeRunnerMixin:
         table = self.input_batch.block_table[0]
         allocated = min(int(table.num_blocks_per_row[i]) * table.block_size, self.max_model_len)
         return min(stop, allocated), stop <= allocated
-
-    # ---- the cache, one buffer for all layers of a kind
-
-    def _allocate_kv_cache_tensors(self, kv_cache_config):
-        """One buffer for the target's layers and one for the draft's, so that a move is one operation."""
-        if any(len(tensor.shared_by) != 1 for tensor in kv_cache_config.kv_cache_tensors):
-            raise ValueError("treespec: layers that share a cache tensor; expected one KV cache group")
-        draft_layers = set(self.drafter.attn_layer_names)
-        sizes: dict[tuple[bool, int], list[str]] = {}
-        for tensor in kv_cache_config.kv_cache_tensors:
-            name = tensor.shared_by[0]
-            sizes.setdefault((name in draft_layers, tensor.size), []).append(name)
-        raw: dict[str, Tensor] = {}
-        self._cache_buffers = []
-        for (_, size), names in sizes.items():
-            buffer = torch.zeros(len(names), size, dtype=torch.int8, device=self.device)
-            self._cache_buffers.append((buffer, names[0]))
-            raw.update(zip(names, buffer, strict=True))
-        return raw
-
-    def initialize_kv_cache_tensors(self, kv_cache_config, kernel_block_sizes):
-        caches = super().initialize_kv_cache_tensors(kv_cache_config, kernel_block_sizes)
-        self.stacked_caches = []
-        for buffer, name in self._cache_buffers:
-            layer = caches[name]
-            whole = buffer.view(layer.dtype)
-            self.stacked_caches.append(
-                whole.as_strided((len(whole), *layer.shape), (whole.stride(0), *layer.stride()))
-            )
-        return caches
 
     # ---- what the plugin did
 
