@@ -3,9 +3,9 @@
     python tests/gpu/real_pair.py --gguf FILE.gguf --gsm8k test.parquet --out real_pair.json
 
 Every arm is an engine of its own with captured decoding and answers the same questions at every batch size;
-the baseline runs once more at the end. Speedups are ratios of the batch's decoding time per token, with a 95%
-bootstrap interval over questions at batch 1, where each has a time of its own. Grown trees come from ranks
-that were recorded on other questions.
+the baseline runs once more at the end. A speedup is the geometric mean, over groups of so many questions as
+run at once, of the ratio of the group's decoding times per token; its 95% interval is Student's t over those
+groups. Grown trees come from ranks that were recorded on other questions.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from engines import ON_GPU, running
-from scipy.stats import bootstrap
+from scipy import stats
 from sections import Sections, command_line
 
 from treespec.acceptance import RankAcceptance
@@ -27,9 +27,10 @@ from treespec.growth import grow_tree
 from treespec.tree import TokenTree
 
 ROOT = Path(__file__).resolve().parents[2]
-BATCHES = (1, 8, 32) if ON_GPU else (1, 2)
-NUM_PROMPTS, NUM_TOKENS, REPEATS = (32, 128, 2) if ON_GPU else (2, 8, 1)
-NUM_ALONE = 12 if ON_GPU else 2  # questions of batch 1, one after another
+NUM_GROUPS = {1: 12, 8: 8, 32: 6} if ON_GPU else {1: 2, 2: 2}  # by batch
+BATCHES = tuple(NUM_GROUPS)
+NUM_PROMPTS = max(batch * groups for batch, groups in NUM_GROUPS.items())
+NUM_TOKENS, REPEATS = (128, 2) if ON_GPU else (8, 1)
 
 
 def prepare(folder: Path, gguf: Path, gsm8k: Path) -> list[list[int]]:
@@ -55,7 +56,7 @@ def prepare(folder: Path, gguf: Path, gsm8k: Path) -> list[list[int]]:
 
 def measure(client, prompts: list[list[int]], batch: int) -> dict:
     """Time per token of `prompts`, `batch` at a time, the quickest of REPEATS; token ids; acceptance."""
-    chosen = prompts[: NUM_ALONE if batch == 1 else max(batch, 16)]
+    chosen = prompts[: batch * NUM_GROUPS[batch]]
     groups = [chosen[i : i + batch] for i in range(0, len(chosen), batch)]
     client.generate(groups[0], max_tokens=16)
     if not client.stock:
@@ -83,21 +84,20 @@ def measure(client, prompts: list[list[int]], batch: int) -> dict:
         "kept": {"per_group": per_group.tolist(), "token_ids": token_ids},
     }
     if not client.stock:
-        stats = client.stats()
-        row |= {f"{part}_ms": ms / stats["num_steps"] for part, ms in stats["total_ms"].items()}
+        parts = client.stats()
+        row |= {f"{part}_ms": ms / parts["num_steps"] for part, ms in parts["total_ms"].items()}
     return row
 
 
-def speedup(baseline: list[float], arm: list[float]) -> dict:
-    """Ratio of the means over the same questions, with its interval where there are enough of them."""
-    pairs = np.array(baseline), np.array(arm)
-    found = {"speedup": pairs[0].mean() / pairs[1].mean()}
-    if len(baseline) >= NUM_ALONE > 2:
-        interval = bootstrap(
-            pairs, lambda a, b, axis=-1: a.mean(axis) / b.mean(axis), paired=True, rng=0, method="percentile"
-        ).confidence_interval
-        found |= {"low": interval.low, "high": interval.high}
-    return {name: float(value) for name, value in found.items()}
+def speedup(baseline: list[float], arm: list[float]) -> dict[str, float]:
+    """Geometric mean of the groups' ratios, with its 95% interval."""
+    found = stats.ttest_1samp(np.log(baseline) - np.log(arm), 0.0)
+    interval = found.confidence_interval(0.95)
+    center = (interval.low + interval.high) / 2
+    return {
+        name: float(np.exp(value))
+        for name, value in {"speedup": center, "low": interval.low, "high": interval.high}.items()
+    }
 
 
 def main() -> int:
