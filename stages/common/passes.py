@@ -14,7 +14,7 @@ import hashlib
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +22,13 @@ import numpy as np
 
 from stages.common import gsm8k
 from stages.common.errors import UserError
-from stages.common.params import Params
+from stages.common.params import Params, override
 from treespec.tree import TokenTree
 
 NO_DRAFT = "none"  # as in treespec.vllm_plugin.requests, which imports vLLM
 DRAFTED = "drafted"  # the mode of what is not NO_DRAFT
 EXPLAINED = ("top2_gap", "runner_up_ids", "further_ids", "further_gaps")  # columns that explaining fills
+WARM_UP_TOKENS = 32  # an answer: code is compiled, memory touched and clocks up by then
 NUM_CANDIDATES = 5  # tokens a position that a later divergence may turn out to be a tie of
 
 
@@ -85,10 +86,12 @@ class Runner:
         return Pass(repeat, wall, [row | {"temperature": temperature, "mode": mode} for row in rows])
 
     def warm_up(self, temperature: float | None = None, tree: TokenTree | str | None = None) -> None:
-        """The first measure.warmup_prompts prompts, outside the clock."""
+        """The first measure.warmup_prompts prompts, a few tokens each, outside the clock."""
         count = min(self.params.measure.warmup_prompts, len(self.prompts))
         if count:
-            self.run(0, "warm-up", temperature=temperature, indices=range(count), tree=tree)
+            most = min(WARM_UP_TOKENS, self.params.sampling.max_tokens)
+            short = replace(self, params=override(self.params, {"sampling.max_tokens": most}))
+            short.run(0, "warm-up", temperature=temperature, indices=range(count), tree=tree)
 
     def explain(self, first: Pass) -> dict[str, Any]:
         """An uncounted pass like the baseline's `first`, with the forward timer.

@@ -80,6 +80,16 @@ def main() -> int:
 
         return section
 
+    def stock(add):
+        with running(made.target, made.target, CHAIN, stock=True, draft_tp=2, **common) as client:
+            for size, prompts in batches.items():
+                before = client.counters()
+                token_ids = client.token_ids(prompts, max_tokens=reference.max_tokens)
+                found = client.counters().since(before)
+                per_draft = 1 + found.num_accepted_tokens / max(1, found.num_drafts)
+                row = reference.compare(size, token_ids)
+                add(tree="stock's chain of 5", batch=size, tokens_per_draft=per_draft, **row)
+
     def cost(name: str, draft_size: int | None):
         def section(add):
             limits = {**common, "dtype": "bfloat16", "load_format": "dummy"}
@@ -100,6 +110,7 @@ def main() -> int:
             sections.run("cost: TP 2 baseline", cost("baseline", None), 60)
             sections.run("cost: draft TP 1", cost("chain 5, draft TP 1", 1), 60)
             sections.run("cost: draft TP 2", cost("chain 5, draft TP 2", 2), 60)
+            sections.run("stock's draft, TP 2", stock, 60)
             sections.run("a disturbed rank", drafted(1, graphs=False, disturb=True), 60)
     sections.print_table()
     temporary.cleanup()

@@ -32,7 +32,7 @@ LIBRARY = SHARED - {BASELINE, AGAIN, PEER}  # what lists treespec whole
 # Read, and no number comes of it: how a stage speaks, ends and checks params. And in stages that draft
 # nothing what is read for a journal's marks, names trees or vLLM's version, which environment.json has.
 HARMLESS = {
-    "fetch_gsm8k": r"stages/common/(errors|processes|params|yaml_files|few_shot)\.py|treespec/.*",
+    "fetch_gsm8k": r"stages/common/(errors|processes|params|param_types|yaml_files|few_shot)\.py|treespec/.*",
     BASELINE: r"treespec/.*",
     AGAIN: r"treespec/.*",
     PEER: r"treespec/.*",
