@@ -18,9 +18,14 @@ import sys
 import tempfile
 from pathlib import Path
 
+from stages.common.errors import UserError
 from stages.common.files import sweep, temporary_prefix
 
 _PR_SET_PDEATHSIG = 1
+_LONGEST_SOCKET = 107  # bytes of a socket's path, sun_path
+_SHORT_PARENT = Path("/tmp")
+# Before the folder's own name, of a process of seven digits, and the UUID that vLLM calls a socket.
+_LONGEST_PARENT = _LONGEST_SOCKET - len("/.treespec.4194304-abcdefgh.tmp/") - 36
 _SPAWNED_BY = "TREESPEC_SPAWNED_BY"  # the process whose environment it is
 
 
@@ -65,8 +70,15 @@ def _terminate(*_: object) -> None:
 
 
 def socket_folder() -> Path:
-    """A new folder with a short path, since a socket's has at most 107 bytes."""
-    parent = Path(tempfile.gettempdir())
+    """A new folder for an engine's sockets, in the temporary one or, where that is too deep, in /tmp.
+
+    UserError if neither leaves a socket's path within what Linux takes.
+    """
+    parents = [Path(tempfile.gettempdir()), _SHORT_PARENT]
+    parent = next((one for one in parents if len(os.fsencode(one)) <= _LONGEST_PARENT and one.is_dir()), None)
+    if parent is None:
+        expected = f"a folder whose path has at most {_LONGEST_PARENT} bytes, for an engine's sockets"
+        raise UserError("TMPDIR", str(parents[0]), expected)
     sweep(parent)
     folder = Path(tempfile.mkdtemp(prefix=temporary_prefix("treespec"), suffix=".tmp", dir=parent))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)

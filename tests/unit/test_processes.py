@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import time
+import uuid
 from pathlib import Path
 
 import psutil
 import pytest
 from test_params import ROOT
 
+from stages.common import processes
+from stages.common.errors import UserError
 from stages.common.failure import failure_noted
 from stages.common.files import atomic_path, sweep, temporary_prefix
 
@@ -123,3 +128,16 @@ def test_a_failure_that_cannot_be_noted_is_still_the_failure(tmp_path, monkeypat
     with pytest.raises(RuntimeError, match="engine died"), failure_noted(tmp_path / "chain"):
         raise RuntimeError("engine died")
     assert "No space left on device" in capsys.readouterr().err
+
+
+def test_sockets_of_a_deep_temporary_folder_are_in_a_short_one(tmp_path, monkeypatch):
+    deep = tmp_path / ("d" * 80)
+    deep.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(deep))
+    folder = processes.socket_folder()
+    with socket.socket(socket.AF_UNIX) as one:
+        one.bind(str(folder / str(uuid.uuid4())))
+    assert list(deep.iterdir()) == []
+    monkeypatch.setattr(processes, "_SHORT_PARENT", deep)
+    with pytest.raises(UserError, match=r"TMPDIR: .*; expected a folder whose path has at most \d+ bytes"):
+        processes.socket_folder()
