@@ -223,16 +223,34 @@ def short_folder() -> Iterator[Path]:
         yield Path(name)
 
 
+def of_two_workers(results: Path) -> list[str]:
+    """On the command line, since params say one; its core and its workers are processes of their own."""
+    flags = ["--max-num-seqs", "2", "--tensor-parallel-size", "2", "--results", str(results)]
+    return [sys.executable, "-m", "stages.baseline", *flags]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(copied: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """What two workers say: a sum of two parts is rounded otherwise than one worker's."""
+    results = tmp_path_factory.mktemp("undisturbed")
+    more = {"cwd": copied, "env": environment(**SETTINGS), "capture_output": True}
+    subprocess.run(of_two_workers(results), check=True, **more)
+    return said(results / "baseline/b2")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ENGINE_KINDS)
 @pytest.mark.parametrize("part", [0.5, 0.9])
 def test_an_engine_of_two_workers(
-    project: Path, holder: int | None, kind: str, part: float, tmp_path: Path, short_folder: Path
+    project: Path,
+    undisturbed: Any,
+    holder: int | None,
+    kind: str,
+    part: float,
+    tmp_path: Path,
+    short_folder: Path,
 ) -> None:
-    """Its core and its workers are processes of their own. On the command line, since params say one."""
-    flags = ["--max-num-seqs", "2", "--tensor-parallel-size", "2", "--results", str(tmp_path / "results")]
-    command = [sys.executable, "-m", "stages.baseline", *flags]
-    undisturbed = project / "results/baseline/b2"
+    command = of_two_workers(tmp_path / "results")
     harm = Harm(project, command, "stages.baseline", short_folder / "tmp", holder)
     with harm.running():
         assert harm.wait_for("VllmWorker", "VLLM::Worker"), harm.output
@@ -242,6 +260,6 @@ def test_an_engine_of_two_workers(
     injected.append(f"{kind}, two workers")
     assert harm.leftovers() == []
     subprocess.run(command, cwd=project, env=harm.environment, check=True, capture_output=True)
-    assert said(tmp_path / "results/baseline/b2") == said(undisturbed)
+    assert said(tmp_path / "results/baseline/b2") == undisturbed
     assert harm.temporary_files() == []
     assert os.listdir(tmp_path / "results") == ["baseline"]
