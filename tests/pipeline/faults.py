@@ -96,7 +96,8 @@ class Harm:
     def _watch(self) -> None:
         while self.process.poll() is None:
             with suppress(psutil.Error):
-                self.seen.update(psutil.Process(self.process.pid).children(recursive=True))
+                whole = psutil.Process(self.process.pid)  # the stage itself where DVC does not run it
+                self.seen.update({whole, *whole.children(recursive=True)})
             time.sleep(POLL_S)
 
     def find(self, *words: str) -> psutil.Process | None:
