@@ -46,6 +46,11 @@ def own_shared_memory() -> Iterator[int | None]:
         holder.stdin.close()
 
 
+def heed_interrupts() -> None:
+    """What a shell starts in the background ignores Ctrl-C, and so would all that comes of it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @dataclass
 class Harm:
     """A command, every process that it ever had, and what it left."""
@@ -79,6 +84,7 @@ class Harm:
                 stdout=stream,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
+                preexec_fn=heed_interrupts,
             )
             watch = threading.Thread(target=self._watch, daemon=True)
             watch.start()
