@@ -64,8 +64,8 @@ class Harm:
     status: int | None = None
 
     @property
-    def environment(self) -> dict[str, str]:
-        return environment(TMPDIR=str(self.temporary), **SETTINGS)
+    def settings(self) -> dict[str, str]:
+        return {"TMPDIR": str(self.temporary), **SETTINGS}
 
     @contextmanager
     def running(self) -> Iterator[Harm]:
@@ -80,7 +80,7 @@ class Harm:
             self.process = subprocess.Popen(
                 [*enter, *self.command],
                 cwd=self.project,
-                env=self.environment,
+                env=environment(**self.settings),
                 stdout=stream,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,

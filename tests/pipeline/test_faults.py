@@ -20,7 +20,7 @@ from typing import Any
 import pyarrow.parquet
 import pytest
 import yaml
-from faults import SETTINGS, Harm, own_shared_memory
+from faults import Harm, own_shared_memory
 from pipeline_project import dvc, environment
 
 from stages.common.files import read_json
@@ -132,7 +132,7 @@ def check_recovery(project: Path, stage: str, harm: Harm) -> None:
     """Nothing is left of the hurt run, and the next one gives what an undisturbed one gave."""
     _, place, _ = STAGES[stage]
     assert harm.leftovers() == []
-    dvc(project, "repro", "--single-item", "--no-run-cache", stage, TMPDIR=str(harm.temporary), **SETTINGS)
+    dvc(project, "repro", "--single-item", "--no-run-cache", stage, **harm.settings)
     assert said(project / place) == said(project.parent / "before" / place)
     assert harm.temporary_files() == []
     assert not (project / "results/.journal").exists()
@@ -256,7 +256,7 @@ def test_an_engine_of_two_workers(
         seconds /= 2
     injected.append(f"{kind}, two workers")
     assert harm.leftovers() == []
-    subprocess.run(command, cwd=project, env=harm.environment, check=True, capture_output=True)
+    subprocess.run(command, cwd=project, env=environment(**harm.settings), check=True, capture_output=True)
     assert tokens(tmp_path / "results/baseline/b2") == tokens(project / "results/baseline/b2")
     assert harm.temporary_files() == []
     assert os.listdir(tmp_path / "results") == ["baseline"]
